@@ -243,12 +243,11 @@ def _proved(event: Any) -> str:
     parity = event.parity
     classes, scores = "", "values"
     if parity.agreement is not None:
-        classes = f"classes {parity.agreement:.1%} ({plural(parity.ties, 'tie')}), "
+        classes = f"classes {parity.agreement:.1%}, "
         scores = "scores"
     return (
         f"proof: {event.what} agrees with the cached head on {plural(parity.rows, 'row')}: "
-        f"{classes}{scores} within {parity.max_abs_diff:.2g} where rounding explains "
-        f"{parity.tolerance:.2g}"
+        f"{classes}{scores} within {parity.max_abs_diff:.2g}"
     )
 
 

@@ -21,7 +21,7 @@ from featurestore.cli.options import (
 from featurestore.cli.output import Progress, check_table, print_json, print_table, write_table
 from featurestore.errors import ImageError
 from featurestore.promotion.fine_tuning import FineTuning
-from featurestore.promotion.report import precision_note, splits_grid, threshold_note
+from featurestore.promotion.report import notes, splits_grid, threshold_note
 from featurestore.store import FeatureStore
 from featurestore.table import Grid, cell, plural
 
@@ -109,7 +109,7 @@ def promote_command(
         return
     kept = bool(promotion.fine_tuning.get("kept_epoch"))
     print_splits({"before": promotion.before, "after": promotion.after}, kept)
-    for note in filter(None, (precision_note(report), threshold_note(report))):
+    for note in notes(report):
         click.echo(note)
     if promotion.fine_tuning:
         click.echo(promotion.fine_tuning["verdict"])

@@ -134,7 +134,7 @@ def print_promotion(record: dict[str, Any]) -> None:
         f"promoted {promotion['head']}: agrees with the cached head on {parity['rows']} images "
         f"(scores within {parity['max_abs_diff']:.2g})"
     )
-    from featurestore.promotion.report import precision_note, threshold_note
+    from featurestore.promotion.report import notes
 
     tuned = promotion["fine_tuning"].get("kept_epoch")
     for split, before in promotion["before"].items():
@@ -143,7 +143,7 @@ def print_promotion(record: dict[str, Any]) -> None:
             texts = [f"{texts[0]} fused", f"{cell(promotion['after'][split][metric])} fine-tuned"]
         name = f"{split} {metric.replace('_', ' ')} ({before['images_were']})"
         click.echo(f"  {name}: {', '.join(texts)}")
-    for note in filter(None, (precision_note(promotion), threshold_note(promotion))):
+    for note in notes(promotion):
         click.echo(f"  {note}")
     if tuned is not None:
         click.echo(f"  {promotion['fine_tuning']['verdict']}")

@@ -22,7 +22,7 @@ from pydantic import (
 from featurestore.digests import finite_json
 from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, one_line, received
 from featurestore.heads import persist
-from featurestore.heads.decision import decision
+from featurestore.heads.decision import decision_values
 from featurestore.heads.identity import foreign
 from featurestore.heads.listing import metrics_grid
 from featurestore.heads.metrics import without_confusion
@@ -269,7 +269,7 @@ class Head(BaseModel):
             return self._forward(self._logits_model, rows)
         if self.task == "regression":
             return np.asarray(self.fitted.predict(rows), np.float64).reshape(len(rows), -1)
-        scores = np.asarray(decision(self.fitted, rows), np.float64)
+        scores = np.asarray(decision_values(self.fitted, rows), np.float64)
         if scores.ndim == 1:
             scores = np.stack([np.zeros_like(scores), scores], axis=1)
         return scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from featurestore.errors import PromotionError
 from featurestore.heads.decision import Threshold
 from featurestore.heads.network import logits_model
 from featurestore.promotion.carried import CLASSES, classes_layer
-from featurestore.promotion.convert import as_layers, check, is_isotonic, no_form
+from featurestore.promotion.convert import as_layers, check, no_form
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -40,8 +40,6 @@ class Fused:
     backbone_layers : tuple of str
         Names of the layers and operations in ``model`` that come from the backbone, its
         preprocessing included, in order.
-    isotonic : bool
-        Whether the head has isotonic calibration, with which probabilities jump.
     threshold : Threshold or None
         Of the head; the probabilities are shifted so that 0.5 stands for it.
     """
@@ -50,7 +48,6 @@ class Fused:
     features: str
     scores: str
     backbone_layers: tuple[str, ...]
-    isotonic: bool = False
     threshold: Threshold | None = None
 
 
@@ -101,11 +98,8 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     if head.classes:
         output = classes_layer(head.classes, named)(output)
     model = keras.Model(base.inputs, output, name="promoted")
-    fused = Fused(model, _maker(x), _maker(scores), names)
-    if head.kind == "keras":
-        return fused
-    threshold = Threshold.of(head.fitted)
-    return replace(fused, isotonic=is_isotonic(head.fitted), threshold=threshold)
+    threshold = Threshold.of(head.fitted) if head.kind == "sklearn" else None
+    return Fused(model, _maker(x), _maker(scores), names, threshold)
 
 
 def _maker(tensor: Any) -> str:

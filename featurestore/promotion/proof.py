@@ -20,11 +20,10 @@ from featurestore.promotion.fuse import Fused, with_internals
 from featurestore.promotion.parity import (
     FeatureCheck,
     Parity,
-    compare,
     head_tolerance,
-    require,
-    require_same_images,
-    row_tolerance,
+    require_decisive,
+    require_own_images,
+    require_same,
 )
 from featurestore.promotion.saved import load_model, save_model, weights_digest
 from featurestore.scratch import scratch
@@ -60,13 +59,14 @@ def prove(
 ) -> Parity:
     """Prove that a fused model, and its saved file, predict what the cached head predicts.
 
-    Features of lower precision are proven to be those of the same images. The model computes in
-    float32, and is compared with the head on float32 features.
+    The model predicts images one by one, in their own sizes, as a user would. It is also called on
+    a batch, as export and nesting do. Then the file is saved, with its metadata, loaded by Keras,
+    and compared in both ways. No weight may change.
 
-    Images are predicted one by one, in their own sizes, as a user would. The model is also called
-    on a batch, as export and nesting do. Then the file is saved, with its metadata, loaded by
-    Keras, and compared in both ways. No weight may change. Rows of the head's samples that are not
-    stored are left out; others may be in any array of the same prefix and reduction.
+    Rows of the head's samples that are not stored are left out; others may be in any array of the
+    same prefix and reduction. The model computes in float32: if the stored features are of lower
+    precision, they are proven to be those of the same images, and the model is compared with the
+    head on features that the backbone computes in float32.
 
     Returns
     -------
@@ -81,57 +81,49 @@ def prove(
         If the features were removed, or too few blocks of them exist, and no other array has enough
         of the rows.
     """
+    ref = LayerRef.parse(head.key.ref)
     cached = _stored(head, backbone, data)
     rows = proof_rows(cached.block_of, 4 * int(np.prod(cached.shape[1:])))
     on_event(PromotionStageStarted(f"prove on {plural(len(rows), 'image')}"))
-    few = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
-    images = images_of(data, backbone, rows[few].tolist())
-    stored, dtype = cached.read(rows, dtype="float32"), cached.dtype
-    ref = LayerRef.parse(head.key.ref)
-    lower = backbone.computing.precision
-    if lower != "float32":
-        # Perhaps not where its engine was: any computes float32.
-        backbone = backbone.in_float32()
-        dtype = np.dtype("float32")
-        exactly = _computed(backbone, ref, data, rows)
-        require_same_images(stored, exactly, lower)
-        stored = exactly
-    passes = (backbone.reference([ref]), numerics.rounded(backbone.computation([ref])))
-    alone, rounded = (each(images[:ROUNDED_ROWS])[0] for each in passes)
-    derived = _derived(backbone, ref, cached, images[:ROUNDED_ROWS])
-    precision = backbone.precision(ref.layer)
-    averaged = backbone.cuts.averaged(ref)
-    terms: np.ndarray | float = 0.0
-    if averaged is not None:
-        (whole,) = backbone.reference([averaged])(images[:ROUNDED_ROWS])
-        means = np.abs(whole).mean(axis=tuple(range(1, whole.ndim - 1)))
-        terms = means.max(axis=0).reshape(stored.shape[1:])
-    check = FeatureCheck(stored, dtype, precision, alone, rounded, derived, terms)
-    check.require_distinct()
+    stored = cached.read(rows, dtype="float32")
+    outputs = _one_by_one(with_internals(fused.model, fused), data, rows)
+    expected, dtype, precision = stored, cached.dtype, backbone.computing.precision
+    if precision != "float32":
+        # Any engine computes float32; that of the stored features may not exist on this machine.
+        backbone, dtype = backbone.in_float32(), np.dtype("float32")
+        expected = _computed(backbone, ref, data, rows)
+    some = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
+    images = images_of(data, backbone, rows[some].tolist())
+    check = _feature_check(backbone, ref, cached, expected, dtype, images[:ROUNDED_ROWS])
     held_out = data.splits[rows] != "train"
 
-    def both_ways(model: keras.Model, index: np.ndarray, what: str) -> Parity:
-        traced = with_internals(model, fused)
+    def judge(outputs: list[np.ndarray], index: np.ndarray, what: str) -> Parity:
+        return _judge(head, fused, check, index, held_out[index], outputs, what)
+
+    def call(model: keras.Model) -> list[np.ndarray]:
         with exact():
-            found = [traced.predict_on_batch(data.image(int(row))[None]) for row in rows[index]]
-            called = [np.asarray(each) for each in traced(images)]
-        outputs = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-        parity = _judge(head, fused, check, index, held_out, outputs, what)
-        _judge(head, fused, check, few, held_out, called, f"{what}, called,")
-        on_event(Proved(what, parity))
-        return parity
+            return [np.asarray(output) for output in with_internals(model, fused)(images)]
 
     weights = weights_digest(fused.model)
-    parity = both_ways(fused.model, np.arange(len(rows)), "the fused model")
+    what = "the fused model"
+    parity = judge(outputs, np.arange(len(rows)), what)
+    judge(call(fused.model), some, f"{what}, called,")
+    require_own_images(stored, outputs[0], f"{precision} features as {cached.dtype}")
+    on_event(Proved(what, parity))
     with scratch() as folder:
         path = folder / "model.keras"
         save_model(fused.model, path, metadata)
         loaded = load_model(path).model
-    both_ways(loaded, few, "the saved file")
+    what = "the saved file"
+    outputs = _one_by_one(with_internals(loaded, fused), data, rows[some])
+    of_file = judge(outputs, some, what)
+    judge(call(loaded), some, f"{what}, called,")
+    on_event(Proved(what, of_file))
     if not weights_digest(fused.model) == weights_digest(loaded) == weights:
         raise ParityError(
             "weights of the promoted model changed when it was called or saved, though nothing was "
-            "trained: a layer is in training mode at inference; cut the backbone before that layer"
+            "trained: a layer is in training mode at inference",
+            remedy="cut the backbone before that layer",
         )
     return parity
 
@@ -161,24 +153,53 @@ def _stored(head: Head, backbone: Backbone, data: Dataset) -> StoredRows:
     return _stored(head, backbone, data)  # Another process has just completed them.
 
 
+def _one_by_one(traced: keras.Model, data: Dataset, rows: np.ndarray) -> list[np.ndarray]:
+    """Predict images in their own sizes: features, scores and output, (row, …)."""
+    with exact():
+        parts = [traced.predict_on_batch(data.image(int(row))[None]) for row in rows]
+    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+
 def _computed(backbone: Backbone, ref: LayerRef, data: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Compute the features of some rows, (row, …)."""
-    forward, found = backbone.forward([ref]), []
-    for few in np.array_split(rows, -(-len(rows) // CALLED_ROWS)):
-        found += forward(images_of(data, backbone, few.tolist()))
-    return np.concatenate(found)
+    """Compute the features of some rows as extraction does, (row, …)."""
+    forward, parts = backbone.forward([ref]), []
+    for batch in np.array_split(rows, -(-len(rows) // CALLED_ROWS)):
+        parts += forward(images_of(data, backbone, batch.tolist()))
+    return np.concatenate(parts)
+
+
+def _feature_check(
+    backbone: Backbone,
+    ref: LayerRef,
+    cached: StoredRows,
+    stored: np.ndarray,
+    dtype: np.dtype,
+    images: np.ndarray,
+) -> FeatureCheck:
+    """Measure on a few images how strongly the network amplifies rounding."""
+    (plain_features,) = backbone.reference([ref])(images)
+    (rounded,) = numerics.rounded(backbone.computation([ref]))(images)
+    moved = [rounded, *_derived(backbone, ref, cached, images)]
+    averaged = backbone.cuts.averaged(ref)
+    if averaged is None:
+        return FeatureCheck(stored, dtype, plain_features, moved)
+    (whole,) = backbone.reference([averaged])(images)
+    means = np.abs(whole).mean(axis=tuple(range(1, whole.ndim - 1)))
+    terms = means.max(axis=0).reshape(stored.shape[1:])
+    return FeatureCheck(stored, dtype, plain_features, moved, terms)
 
 
 def _derived(
-    backbone: Backbone, ref: LayerRef, rows: StoredRows, images: np.ndarray
+    backbone: Backbone, ref: LayerRef, cached: StoredRows, images: np.ndarray
 ) -> list[np.ndarray]:
     """Derive features of some images from the layers that stored rows were derived from."""
-    named, derived = set().union(*map(sources_of, rows.groups)), []
-    for source in backbone.cuts.derivable_from(ref) if named else ():
-        if short(backbone.prefix_digest(source)) in named:
+    names: set[str] = set().union(*map(sources_of, cached.groups))
+    derived: list[np.ndarray] = []
+    for source in backbone.cuts.derivable_from(ref) if names else ():
+        if short(backbone.prefix_digest(source)) in names:
             (whole,) = backbone.reference([source])(images)
             tail = plain(backbone.computation([ref], source=source))
-            derived += tail(whole.astype(rows.dtype))
+            derived += tail(whole.astype(cached.dtype))
     return derived
 
 
@@ -203,9 +224,9 @@ def proof_rows(block_of: np.ndarray, row_bytes: int) -> np.ndarray:
     wanted = int(np.clip(PROOF_BYTES // row_bytes, PROOF_BLOCKS, PROOF_ROWS))
     blocks, first = np.unique(block_of[stored], return_index=True)
     chosen = np.unique(np.linspace(0, len(blocks) - 1, PROOF_BLOCKS).astype(int))
-    each = -(-wanted // len(chosen))
+    share = -(-wanted // len(chosen))
     parts = np.split(stored, first[1:])
-    return np.concatenate([parts[block][:each] for block in chosen])
+    return np.concatenate([parts[block][:share] for block in chosen])
 
 
 def _judge(
@@ -219,43 +240,27 @@ def _judge(
 ) -> Parity:
     """Compare a model's features, scores and output with the cached head on some stored rows.
 
-    ``index`` holds their positions in the check, ``held_out`` (row,) says which of the check's rows
-    the head was not trained on, and ``what`` names the model in messages.
+    ``index`` holds their positions in the check, ``held_out`` (row,) says which of them the head
+    was not trained on, and ``what`` names the model in messages.
     """
     features, scores, output = outputs
     check.require(features, index, what)
     expected = head.decision_function(features)
-    bound = row_tolerance if fused.isotonic else head_tolerance
-    arithmetic = np.broadcast_to(bound(head.decision_function, features), len(features))
-    _require_equal(expected, scores, arithmetic, f"the head of {what}")
+    tolerance = head_tolerance(head.decision_function, features)
+    require_same(expected, scores, tolerance, f"the head of {what}")
     # A threshold shifts the output, so that the head's probabilities are not in it.
-    likely = None if fused.threshold else head.predict_proba(features)
-    if likely is not None:
+    probabilities = None if fused.threshold else head.predict_proba(features)
+    if probabilities is not None:
         clear = expected.max(axis=1) > UNDERFLOW
         # No probability moves by more than twice what the scores do.
-        probability = f"the probability by {what}"
-        allowed = 2 * arithmetic[clear] + 1e-6
-        _require_equal(likely[clear], output[clear], allowed, probability)
-    measured = head.decision_function(check.stored[index])
-    moved = np.abs(expected - measured).max(axis=1)
-    tolerance = arithmetic + (moved if fused.isotonic else moved.max())
-    parity = compare(measured, scores, tolerance)
-    require(parity, measured, check.dtype, what)
-    apart = held_out[index]
-    if apart.any():
+        allowed = 2 * tolerance + 1e-6
+        require_same(probabilities[clear], output[clear], allowed, f"the probability by {what}")
+    on_stored = head.decision_function(check.stored[index])
+    parity = Parity.of(on_stored, scores)
+    moved = parity.max_abs_diff
+    require_decisive(on_stored, moved, tolerance, check.dtype, what)
+    if held_out.any():
         # A head that overfits is sure of its training rows, whatever rounding does to others.
-        unseen = compare(measured[apart], scores[apart], tolerance[apart])
-        require(unseen, measured[apart], check.dtype, f"{what} on held-out rows")
+        unseen = f"{what} on held-out rows"
+        require_decisive(on_stored[held_out], moved, tolerance, check.dtype, unseen)
     return parity
-
-
-def _require_equal(expected: np.ndarray, found: np.ndarray, allowed: np.ndarray, what: str) -> None:
-    difference = np.abs(expected - found).max(axis=1, initial=0)
-    if not (difference <= allowed).all():
-        worst = int(np.argmax(difference - allowed))
-        raise ParityError(
-            f"{what} differs from the cached head on equal features by up to "
-            f"{difference[worst]:.3g}, where float32 arithmetic explains {allowed[worst]:.3g}; "
-            "nothing was trained or saved. "
-            "Train the head again with `featurestore train`, or report its estimator and parameters"
-        )

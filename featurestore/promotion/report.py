@@ -18,7 +18,7 @@ class Measured(dict[str, dict[str, Any]]):
         """Return a pandas DataFrame, a row for each group; without confusion matrices."""
         import pandas
 
-        rows = [{"split": split, **each} for split, each in self.items()]
+        rows = [{"split": split, **metrics} for split, metrics in self.items()]
         return pandas.DataFrame(rows).drop(columns="confusion", errors="ignore")
 
     def __repr__(self) -> str:
@@ -31,9 +31,9 @@ class Measured(dict[str, dict[str, Any]]):
 def splits_grid(measures: Mapping[str, Mapping[str, dict[str, Any]]], tuned: bool) -> Grid:
     """Show metrics by split, before and (if tuned) after fine-tuning, and the use of their rows."""
     rows = [
-        {"split": split, "when": when, **each}
-        for when, found in measures.items()
-        for split, each in found.items()
+        {"split": split, "when": when, **metrics}
+        for when, by_split in measures.items()
+        for split, metrics in by_split.items()
         if tuned or when != "after"
     ]
     fixed = ("split", "when", "images_were", "confusion")
@@ -48,17 +48,33 @@ def headline(measured: Mapping[str, Any]) -> str:
     return f"{name} {cell(measured.get(name))}"
 
 
-def precision_note(report: Mapping[str, Any]) -> str:
-    """Return what computing in float32 changed, in one line; empty for features of float32."""
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """Return what must be known of the metrics in a promotion's report, each in one line."""
+    return [
+        note
+        for note in (_measured_note(report), _precision_note(report), threshold_note(report))
+        if note
+    ]
+
+
+def _measured_note(report: Mapping[str, Any]) -> str:
+    before, after = (report["measured_on"][when] for when in ("before", "after"))
+    if before == after:
+        return f"measured on {before}" + ("" if before == "images" else ", by the head")
+    return f"measured on {before} before fine-tuning, on {after} after it"
+
+
+def _precision_note(report: Mapping[str, Any]) -> str:
+    """Return what computing in float32 changed; empty for features of float32."""
     stored = report["stored"]
     if not stored:
         return ""
-    found = []
-    for split, each in stored["metrics"].items():
+    changes = []
+    for split, metrics in stored["metrics"].items():
         _, model = headline(report["before"][split]).split()
-        found.append(f"{split} {headline(each)} there, {model} in the model")
+        changes.append(f"{split} {headline(metrics)} there, {model} in the model")
     what = f"the head was fitted on {stored['precision']} features; the model computes in float32"
-    return "; ".join([what, *found])
+    return "; ".join([what, *changes])
 
 
 def threshold_note(report: Mapping[str, Any]) -> str:

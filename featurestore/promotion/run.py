@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection
 from contextlib import suppress
@@ -13,7 +14,15 @@ import keras
 
 from featurestore.backbone import Backbone
 from featurestore.backbone.copying import seeded
-from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, PromotionError
+from featurestore.dataset.naming import remedy
+from featurestore.dataset.source import is_uri
+from featurestore.errors import (
+    DatasetError,
+    FeatureStoreWarning,
+    InputError,
+    NotFoundError,
+    PromotionError,
+)
 from featurestore.heads import Head
 from featurestore.heads.metrics import without_confusion
 from featurestore.heads.stale import differences, stale
@@ -38,12 +47,10 @@ from featurestore.promotion.saved import (
 )
 from featurestore.promotion.seen import Seen
 from featurestore.promotion.tune import tune
-from featurestore.table import show_html
+from featurestore.table import plural, show_html
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
-    import os
-
     from featurestore.dataset import Dataset
     from featurestore.store import StoreLike
 
@@ -65,9 +72,10 @@ class Promotion:
     parity : Parity
         Of the fused model with the cached head, before anything was trained.
     before, after : dict of str to dict
-        Metrics on each held-out split before and after fine-tuning. ``images_were`` says what the
-        model did with its images: head and epoch were ``selected on`` validation images, test
-        images were ``held out``. Equal if nothing was trained, or no epoch was better.
+        Metrics on each held-out split before and after fine-tuning, measured on what
+        :attr:`measured_on` says. ``images_were`` says what the model did with its images: head and
+        epoch were ``selected on`` validation images, test images were ``held out``. Equal if
+        nothing was trained, or no epoch was better.
     history : list of dict
         Loss and metrics of each epoch.
     fine_tuning : dict
@@ -82,8 +90,7 @@ class Promotion:
         The samples that the model was trained and selected on.
     stored : dict of str to dict
         If the cached features are of lower precision than float32: their ``precision``, and the
-        ``metrics`` of the head on them by held-out split. Those in ``before`` are of the model,
-        which computes in float32. Empty otherwise.
+        ``metrics`` of the head on them by held-out split. Empty otherwise.
     """
 
     model: keras.Model
@@ -96,6 +103,19 @@ class Promotion:
     seen: Seen = field(repr=False)
     _weights: str = field(repr=False)
     stored: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def measured_on(self) -> dict[str, str]:
+        """What ``before`` and ``after`` were measured on: ``stored features``, or ``images``.
+
+        The metrics of the head, which it measured on stored features, are those of the model that
+        is proven to predict the same. A model in another precision than these features, or whose
+        probabilities are shifted by a threshold, is evaluated on images, as after fine-tuning.
+        """
+        evaluated = self.stored or self.metadata["threshold"]
+        before = "images" if evaluated else "stored features"
+        tuned = self.fine_tuning.get("kept_epoch")
+        return {"before": before, "after": "images" if tuned else before}
 
     def save(self, path: str | Path, images: Images = "any") -> None:
         """Write the model, as it is now, with its metadata as one ``.keras`` file.
@@ -149,6 +169,7 @@ class Promotion:
             "parity": self.parity.to_dict(),
             "stored": self.stored,
             "threshold": self.metadata["threshold"],
+            "measured_on": self.measured_on,
             "before": self.before,
             "after": self.after,
             "fine_tuning": self.fine_tuning,
@@ -225,26 +246,30 @@ def promote(
     backbone = Backbone.of(backbone)
     seen = _seen(head, backbone, data, tuning, selected_on)
     _warn_if_stale(head)
+    if tuning.passes:
+        _check_images(data)
     # Seeds new layers and dropout, and leaves the process's own generator alone.
     with seeded(tuning.seed):
         on_event(PromotionStageStarted(f"fuse {head.id} with {backbone.name} at {head.key.ref}"))
         fused = fuse(head, backbone)
-        _check_trainable(head, fused, tuning)
         trained = unfrozen_layers(fused, tuning)
         metadata = _metadata(head, fused, data)
         parity = prove(head, backbone, fused, data, metadata, on_event)
 
-        def measures() -> dict[str, Any]:
-            on_event(PromotionStageStarted("measure the model"))
+        def evaluated() -> dict[str, Any]:
+            on_event(PromotionStageStarted("evaluate the model on images"))
             promoted = replace(load_model(fused.model), seen=seen)
             return Evaluation.of(promoted, data, held_out=True).metrics
 
-        before = after = measures()
+        lower = backbone.computing.precision != "float32"
+        # What the head measured holds for the model, unless the model gives other probabilities.
+        measured = evaluated() if lower or fused.threshold else _metrics(head, seen)
+        before = after = measured
         history: list[dict[str, float]] = []
         record: dict[str, Any] = {}
         if tuning.passes:
             computing = backbone.in_float32()
-            tuned = tune(head, computing, fused, data, trained, tuning, before, measures, on_event)
+            tuned = tune(head, computing, fused, data, trained, tuning, before, evaluated, on_event)
             history, record = tuned.history, tuned.record
             after = tuned.after if tuned.kept_epoch else before
         # A new model around the same layers leaves the optimizer behind.
@@ -261,6 +286,27 @@ def _on_stored(head: Head, backbone: Backbone, before: dict[str, Any]) -> dict[s
         return {}
     found = {split: each for split, each in head.metrics.items() if split in before}
     return {"precision": precision, "metrics": found}
+
+
+def _metrics(head: Head, seen: Seen) -> dict[str, Any]:
+    """Return what a head measured on its held-out rows; on the training rows without others."""
+    held_out = [split for split in head.metrics if split != "train"] or ["train"]
+    return {
+        split: {"images_were": seen.images_were(split), **head.metrics[split]} for split in held_out
+    }
+
+
+def _check_images(data: Dataset) -> None:
+    """Raise DatasetError if image files are gone, before a proof that takes minutes."""
+    paths = [data.paths[row] for row in data.rows(labelled=True, views=False)]
+    files = [path for path in paths if path is not None and not is_uri(path)]
+    missing = [path for path in files if not os.path.exists(path)]
+    if missing:
+        raise DatasetError(
+            f"{len(missing):,} of {plural(len(paths), 'image')} of data set {data.name!r} to "
+            f"fine-tune on are gone, such as {missing[0]!r}",
+            remedy=remedy(data.source, data.name, dict(data.options)),
+        )
 
 
 def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
@@ -282,15 +328,6 @@ def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
             f"{head.id} knows {len(head.classes)} classes, and {data.name} has "
             f"{len(data.classes)}; without training rows: {', '.join(unknown[:5])}. To fine-tune, "
             "split again with `featurestore scan`, then `featurestore train`"
-        )
-
-
-def _check_trainable(head: Head, fused: Fused, tuning: FineTuning) -> None:
-    if tuning.passes and fused.isotonic:
-        raise PromotionError(
-            f"{head.id} cannot be fine-tuned: its isotonic calibration is flat nearly everywhere, "
-            "so that nothing is learned through it; calibrate with method='sigmoid' or "
-            "'temperature', or promote it without epochs"
         )
 
 

@@ -84,7 +84,11 @@ class Tuned:
             return False
         if "rmse" in before:
             return not after["rmse"] < before["rmse"]
-        return after["accuracy"] < before["accuracy"] or not after["log_loss"] < before["log_loss"]
+        if after["accuracy"] < before["accuracy"]:
+            return True
+        # None for a head without probabilities.
+        loss = before["log_loss"]
+        return loss is not None and not after["log_loss"] < loss
 
     @property
     def kept_epoch(self) -> int:
@@ -114,7 +118,7 @@ class Tuned:
         figures = ", ".join(
             f"val {name.replace('_', ' ')} {after[name]:.3f} ({before[name]:.3f} before)"
             for name in ("accuracy", "log_loss", "rmse")
-            if name in before
+            if before.get(name) is not None
         )
         if not self.kept_epoch:
             return (

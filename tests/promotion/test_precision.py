@@ -11,7 +11,7 @@ from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.promotion import promote
-from featurestore.promotion.report import precision_note
+from featurestore.promotion.report import notes
 from tests.promotion.conftest import MakeFeatures
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is slower than float32 here")
@@ -37,7 +37,8 @@ def test_the_model_computes_in_float32_and_the_report_shows_both(
     assert promotion.parity.max_abs_diff < 1e-3
     stored = promotion.report["stored"]
     assert stored == {"precision": "bfloat16", "metrics": {"val": head.metrics["val"]}}
-    note = precision_note(promotion.report)
+    measured, note = notes(promotion.report)
+    assert measured == "measured on images"
     assert note.startswith(
         "the head was fitted on bfloat16 features; the model computes in float32"
     )
@@ -84,7 +85,7 @@ def test_rows_of_other_images_stop(make_features: MakeFeatures, low: Backbone) -
     (block,) = range(features.group.blocks)
     rows = features.group.features.read(block)
     features.group.features.write(block, np.roll(rows, 1, axis=0))
-    with pytest.raises(ParityError, match="nearer to the float32 features of another image"):
+    with pytest.raises(ParityError, match="nearer to the features of another image"):
         promote(head, low, data=features.dataset)
 
 
