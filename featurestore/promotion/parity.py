@@ -8,7 +8,7 @@
 
 Both together bound the scores. What remains is the effect of rounding on predictions: the model's
 on images are compared with the cached head's on stored rows (:class:`Parity`). Rounding must decide
-so few of them that the metrics of the cached head are those of the model (:func:`require_decisive`).
+so few that the metrics of the cached head are those of the model (:func:`require_decisive`).
 """
 
 from __future__ import annotations

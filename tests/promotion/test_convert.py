@@ -243,9 +243,7 @@ REFUSED: list[tuple[Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("estimator", "name", "way"), REFUSED, ids=[name for _, name, _ in REFUSED]
-)
+@pytest.mark.parametrize(("estimator", "name", "way"), REFUSED, ids=[case[1] for case in REFUSED])
 def test_what_has_no_keras_form_is_refused_by_name(
     rows: np.ndarray, estimator: Any, name: str, way: str
 ) -> None:

@@ -27,8 +27,10 @@ def test_evaluate_is_what_promotion_reported(
 ) -> None:
     found = evaluate(model, flowers)
     assert set(found) == {"train", "val"}
+    # On images; the head measured the same on features that are stored as float16.
     for name, value in promotion.after["val"].items():
-        assert found["val"][name] == (value if name == "confusion" else pytest.approx(value))
+        same = value if name == "confusion" else pytest.approx(value, rel=1e-3)
+        assert found["val"][name] == same
     assert sum(each["rows"] for each in found.values()) == 45
 
 

@@ -186,7 +186,7 @@ def test_names_that_the_backbone_has_already(make_features: MakeFeatures) -> Non
 def test_what_can_be_promoted(pooled: Features, dense_head: Head, backbone: Backbone) -> None:
     forest = fit_head(pooled, RandomForestClassifier(3), save=False)
     assert not promotable(forest)
-    with pytest.raises(PromotionError, match=r"RandomForestClassifier .* Keras heads; linear"):
+    with pytest.raises(PromotionError, match=r"RandomForestClassifier .* Keras heads, linear"):
         fuse(forest, backbone)
     assert promotable(fit_head(pooled, "ridge", save=False))
     assert promotable(dense_head)
