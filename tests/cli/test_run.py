@@ -43,10 +43,11 @@ def test_run_prints_heads_promotion_and_where_the_results_are(pipeline: Path) ->
         "  val accuracy (selected on)",
         "  test accuracy (held out)",
     ]
-    assert lines[5].startswith("results: runs/flowers/")
+    assert lines[5] == "  measured on stored features, by the head"
+    assert lines[6].startswith("results: runs/flowers/")
     assert f"[data] {pipeline.parent / 'photos'}\n" in first.err
 
-    assert second.json["folder"] == lines[5].split()[1]
+    assert second.json["folder"] == lines[6].split()[1]
     assert {each["status"] for each in second.json["stages"].values()} == {"up to date"}
     recorded = json.loads((Path(second.json["folder"]) / "record.json").read_text())
     assert {"folder": second.json["folder"], **recorded} == second.json

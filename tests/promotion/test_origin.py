@@ -13,7 +13,7 @@ from featurestore.dataset import Dataset
 from featurestore.errors import DatasetError, PromotionError
 from featurestore.extraction import extract
 from featurestore.heads import Head, fit_head
-from featurestore.promotion import promote
+from featurestore.promotion import Proved, promote
 from featurestore.promotion.origin import load_backbone, load_data, load_origin
 from featurestore.store import FeatureStore
 from tests.toys import build_network, take_photos
@@ -109,3 +109,13 @@ def test_a_file_that_is_another_network(head: Head, tmp_path: Path) -> None:
     keras.Model(image, other).save(tmp_path / "other.keras")
     with pytest.raises(PromotionError, match=r"other.keras is not the backbone of logistic"):
         load_backbone(head, tmp_path / "other.keras")
+
+
+def test_images_that_are_gone_stop_fine_tuning_before_the_proof(head: Head, tmp_path: Path) -> None:
+    next((tmp_path / "photos").rglob("*.png")).unlink()
+    events: list[object] = []
+    with pytest.raises(
+        DatasetError, match=r"^1 of \d+ images of data set 'photos' to fine-tune on"
+    ):
+        promote(head, epochs=1, on_event=events.append)
+    assert not any(isinstance(event, Proved) for event in events)
