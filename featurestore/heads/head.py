@@ -133,7 +133,7 @@ class Head(BaseModel):
     shape: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
     params: dict[str, Any]
     seed: int
-    metrics: dict[str, dict[str, float | dict[str, Any] | None]]
+    metrics: dict[str, dict[str, int | float | dict[str, Any] | None]]
     history: dict[str, list[float | None]]
     problems: Annotated[tuple[str, ...], Field(strict=False)]
     provenance: _checked(_Provenance)  # type: ignore[valid-type]

@@ -36,6 +36,7 @@ def test_promote_fuses_and_proves(place: Place) -> None:
     assert {"rows", "max_abs_diff", "agreement"} <= set(result.json["parity"])
     assert result.json["parity"]["agreement"] == 1
     assert result.json["before"] == result.json["after"]
+    assert all(type(metrics["rows"]) is int for metrics in result.json["before"].values())
     assert Path("out.keras").is_file()
     assert [line.partition(":")[0] for line in result.err.splitlines()] == [
         *["promote"] * 3,
