@@ -28,8 +28,18 @@ COMMON = 3  # An option that this many commands share is listed once.
 HEAD = """\
 # Reference
 
-All commands and options, and all fields of a pipeline file. `python docs/reference.py` writes this page from the code;
-the [guides](README.md) explain when to use what.
+All commands and options, and all fields of a pipeline file. `python docs/reference.py` writes this
+page from the code; the [guides](README.md) explain when to use what.
+"""
+
+COMMON_NOTE = """\
+Each command below names those that it has. The options of a backbone have a default where it is
+built; where they select stored features, they have none.
+"""
+
+FIELDS_NOTE = """\
+The fields of a file for `featurestore run`: see [pipelines](pipelines.md). Under `backbone` and
+`features`, a single value may stand for a list, except for `layers`.
 """
 
 Row = tuple[str, str, str, str]
@@ -45,24 +55,35 @@ def page() -> str:
         if command is not None
     }
     rows = {name: list(options(context)) for name, context in contexts.items()}
-    uses = Counter(row for own in rows.values() for row in own)
-    common = [row for row, count in uses.items() if count >= COMMON]
+    uses = Counter(same(row) for own in rows.values() for row in own)
+    defaults: dict[Row, dict[str, None]] = {}
+    for row in (row for own in rows.values() for row in own if uses[same(row)] >= COMMON):
+        defaults.setdefault(same(row), {})[row[2] or "none"] = None
+    common = [
+        (row[0], row[1], "" if [*texts] == ["none"] else ", or ".join(texts), row[3])
+        for row, texts in defaults.items()
+    ]
 
     parts = [HEAD, "## Options of several commands\n"]
-    parts.append("Each command below names those that it has.\n")
+    parts.append(COMMON_NOTE)
     parts.append(table("option", common))
     for name, context in contexts.items():
         parts.append(f"## featurestore {name}\n")
         parts.append(f"    {' '.join([context.command_path, *pieces(context)])}\n")
         parts.append(f"{summary(context.command)}\n")
-        if own := [row for row in rows[name] if row not in common]:
+        if own := [row for row in rows[name] if same(row) not in defaults]:
             parts.append(table("option", own))
-        if shared := [option_name(row) for row in rows[name] if row in common]:
+        if shared := [option_name(row) for row in rows[name] if same(row) in defaults]:
             parts.append(f"[Also](#options-of-several-commands) {', '.join(shared)}.\n")
     parts.append("## Pipeline files\n")
-    parts.append("The fields of a file for `featurestore run`: see [pipelines](pipelines.md).\n")
+    parts.append(FIELDS_NOTE)
     parts.append(table("field", list(fields(PipelineSpec))))
     return "\n".join(parts)
+
+
+def same(row: Row) -> Row:
+    """Return a row without its default, which differs between commands that share an option."""
+    return (row[0], row[1], "", row[3])
 
 
 def pieces(context: click.Context) -> list[str]:
@@ -72,7 +93,7 @@ def pieces(context: click.Context) -> list[str]:
 
 def summary(command: click.Command) -> str:
     """Return the first paragraph of a help text as one line."""
-    paragraph = inspect.cleandoc(command.help or "").split("\n\n")[0]
+    paragraph = inspect.cleandoc(command.help or "").partition("\n\n")[0]
     return " ".join(paragraph.split())
 
 
@@ -115,13 +136,13 @@ def fields(model: type[BaseModel], under: str = "") -> Iterator[Row]:
     """Yield name, values, default and description of each field, those of nested models too."""
     for name, field in model.model_fields.items():
         path = f"{under}{name}"
+        text = " ".join((field.description or "").replace("``", "`").split())
         nested = [part for part in flat(field.annotation) if is_model(part)]
         if not nested:
-            yield f"`{path}`", allowed(field.annotation), default(field), field.description or ""
+            yield f"`{path}`", allowed(field.annotation), default(field), text
             continue
         listed = list in origins(field.annotation)
-        if field.description:
-            yield f"`{path}`", "a list" if listed else "", default(field), field.description
+        yield f"`{path}`", "list" if listed else "", default(field), text
         yield from fields(nested[0], f"{path}[]." if path == "heads" else f"{path}.")
 
 
