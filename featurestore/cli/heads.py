@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--by",
-    type=click.Choice(["logme", "ridge", "knn", "h_score", "separability"]),
+    type=click.Choice(["logme", "ridge"]),
     default="logme",
     show_default=True,
     help="The score to sort by; the others are shown too.",

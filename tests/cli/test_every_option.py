@@ -52,9 +52,7 @@ COMMANDS = [
     "gc --json",
     "rank photos --model tiny --weights tiny.keras --input-size 16 --by logme --json",
     "rank photos --scaling none --resize stretch --interpolation bilinear --by ridge",
-    "rank photos --precision float32 --store store --by knn",
-    "rank photos --by h_score",
-    "rank photos --by separability",
+    "rank photos --precision float32 --store store --by ridge",
     f"{TRAIN} ridge --param alpha=2 --seed 3 --folds 3 --seeds 2 --weights tiny.keras "
     "--input-size 16 --scaling none",
     f"{TRAIN} ridge --resize stretch --interpolation bilinear --precision float32 --label mine "

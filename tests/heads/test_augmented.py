@@ -85,7 +85,7 @@ def test_folds_fitted_together_leave_out_the_views(
 
 def test_layers_are_ranked_on_images(both: tuple[Features, Features]) -> None:
     plain, augmented = (rank(features.dataset, features.store)[0] for features in both)
-    names = ("rows", "score", "knn", "logme")
+    names = ("rows", "score", "ridge", "logme")
     assert [plain[name] for name in names] == [augmented[name] for name in names]
 
 

@@ -1,6 +1,7 @@
-"""Scores that estimate, before any head is trained, how well heads do on a layer's features.
+"""How well heads will do on a layer's features, estimated before any head is trained.
 
-All are computed from one decomposition of the standardized rows, X = U·S·Vᵀ. Higher is better.
+Both scores are computed from one decomposition of the standardized rows, X = U·S·Vᵀ. Higher is
+better.
 """
 
 from __future__ import annotations
@@ -10,15 +11,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-Score = Literal["logme", "ridge", "knn", "h_score", "separability"]
+Score = Literal["logme", "ridge"]
 SCORES: tuple[Score, ...] = get_args(Score)
-# Those that need no classes.
-REGRESSION: tuple[Score, ...] = ("logme", "ridge", "knn")
 # Multiplied by the number of features, which is the mean square of a row.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-# Directions in which classes are compared, as in the paper. Few rows do not suffice for as many:
-# no more than their square root predicts better (benchmarks/rank.py).
-DIMENSIONS = 64
 # Directions with less than this part of the largest variance are left out.
 SMALLEST = 1e-10
 TINY = float(np.finfo(np.float64).tiny)
@@ -26,10 +22,10 @@ TINY = float(np.finfo(np.float64).tiny)
 PART = 4_000_000
 
 
-def scores(
+def transferability(
     X: np.ndarray, y: np.ndarray, groups: np.ndarray | None = None
 ) -> dict[str, float | None]:
-    """Return all scores of a layer, from training rows alone.
+    """Return the scores of a layer, from training rows alone.
 
     Parameters
     ----------
@@ -43,21 +39,16 @@ def scores(
     Returns
     -------
     dict
-        The value of each of `SCORES`, and ``spread``, the standard error of ridge. None where a
-        score needs classes and there are none, or other groups and there are none.
+        The value of each of `SCORES`, and ``spread``, the standard error of ridge. Ridge and its
+        spread are None if all rows are of one group.
     """
     rows = Decomposed.of(X, y, groups)
-    found: dict[str, float | None] = dict.fromkeys((*SCORES, "spread"))
-    found["logme"] = logme(rows)
+    scores: dict[str, float | None] = {"logme": logme(rows), "ridge": None, "spread": None}
     if rows.groups.any():
-        predicted = ridge(rows)
-        found["ridge"] = float(predicted.mean())
-        found["spread"] = float(predicted.std() / np.sqrt(len(predicted)))
-        found["knn"] = knn(rows)
-    if rows.codes is not None:
-        found["h_score"] = h_score(rows)
-        found["separability"] = separability(rows)
-    return found
+        shares = ridge(rows)
+        scores["ridge"] = float(shares.mean())
+        scores["spread"] = float(shares.std() / np.sqrt(len(shares)))
+    return scores
 
 
 @dataclass(frozen=True)
@@ -92,8 +83,8 @@ class Decomposed:
         codes = None
         targets = np.asarray(y, np.float64)[:, None]
         if y.dtype.kind == "i":
-            known, codes = np.unique(y, return_inverse=True)
-            targets = np.eye(len(known))[codes]
+            classes, codes = np.unique(y, return_inverse=True)
+            targets = np.eye(len(classes))[codes]
         left, squares = _decomposed(X)
         targets = targets - targets.mean(axis=0)
         own = np.arange(len(X)) if groups is None else np.unique(groups, return_inverse=True)[1]
@@ -128,7 +119,7 @@ def _decomposed(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ridge(rows: Decomposed) -> np.ndarray:
-    """Return whether ridge predicts each row, or its part in R², from the others: (row,).
+    """Return whether ridge predicts each row, or its share in R², from the others: (row,).
 
     The others are the rows of other groups. One penalty serves all rows: that with the least
     squared error. Means and deviations are those of all rows.
@@ -138,8 +129,8 @@ def ridge(rows: Decomposed) -> np.ndarray:
         shrunk = rows.squares / (rows.squares + penalty * rows.features)
         fitted = (rows.left * shrunk) @ (rows.left.T @ rows.targets)
         residuals.append(_left_out(rows, shrunk, rows.targets - fitted))
-    best = min(residuals, key=lambda each: float(np.square(each).sum()))
-    return _parts(rows, best)
+    best = min(residuals, key=lambda left_out: float(np.square(left_out).sum()))
+    return _shares(rows, best)
 
 
 def _left_out(rows: Decomposed, shrunk: np.ndarray, residuals: np.ndarray) -> np.ndarray:
@@ -152,16 +143,16 @@ def _left_out(rows: Decomposed, shrunk: np.ndarray, residuals: np.ndarray) -> np
     if rows.groups.max() + 1 == count:
         leverage = np.square(left) @ shrunk + 1 / count
         return residuals / (1 - leverage)[:, None]
-    found = np.empty_like(residuals)
+    left_out = np.empty_like(residuals)
     order = np.argsort(rows.groups, kind="stable")
     for part in np.split(order, np.cumsum(np.bincount(rows.groups))[:-1]):
         hat = (left[part] * shrunk) @ left[part].T + 1 / count
-        found[part] = np.linalg.solve(np.eye(len(part)) - hat, residuals[part])
-    return found
+        left_out[part] = np.linalg.solve(np.eye(len(part)) - hat, residuals[part])
+    return left_out
 
 
-def _parts(rows: Decomposed, residuals: np.ndarray) -> np.ndarray:
-    """Return the part of each row in the accuracy or in R², of which it is the mean."""
+def _shares(rows: Decomposed, residuals: np.ndarray) -> np.ndarray:
+    """Return the share of each row in the accuracy or in R², which is the mean of the shares."""
     if rows.codes is None:
         return 1 - np.square(residuals[:, 0]) / max(np.square(rows.targets).mean(), TINY)
     # Centred targets of a class differ from 0 and 1 by its frequency.
@@ -207,77 +198,3 @@ def _evidence(rows: Decomposed, target: np.ndarray) -> float:
         - alpha * weights
     )
     return float(evidence / 2 / count)
-
-
-def h_score(rows: Decomposed) -> float:
-    """Return the shrunk H-score: the spread of class means relative to that of all rows.
-
-    It is ``(1 - a) tr(C⁻¹ B)``: B is the covariance of class means, C the Ledoit-Wolf estimate of
-    the features' covariance, and a its shrinkage.
-
-    References
-    ----------
-    Ibrahim, Ponomareva and Mazumder, "Newer is not always better: Rethinking transferability
-    metrics, their peculiarities, stability and performance", 2021; Ledoit and Wolf, "A
-    well-conditioned estimator for large-dimensional covariance matrices", 2004.
-    """
-    assert rows.codes is not None
-    count = len(rows.left)
-    variances = rows.squares / count
-    average = variances.sum() / rows.features
-    norms = np.square(rows.left) @ rows.squares
-    whole = np.square(variances).sum()
-    noise = (np.square(norms).sum() / count - whole) / count
-    distance = whole - rows.features * average**2
-    shrinkage = min(noise, distance) / distance if distance > 0 else 1.0
-    between = _class_means(rows.left, rows.codes)
-    share = np.bincount(rows.codes)[:, None] * np.square(between)
-    shrunk = (1 - shrinkage) * variances + shrinkage * average
-    return float((1 - shrinkage) * (share.sum(axis=0) * variances / shrunk).sum())
-
-
-def knn(rows: Decomposed) -> float:
-    """Return the accuracy, or R², of the nearest neighbour in another group, by cosine.
-
-    One neighbour predicts trained heads at least as well as five or ten (benchmarks/rank.py).
-    """
-    coordinates = rows.left * np.sqrt(rows.squares)
-    coordinates /= np.maximum(np.linalg.norm(coordinates, axis=1, keepdims=True), TINY)
-    likeness = coordinates @ coordinates.T
-    likeness[rows.groups[:, None] == rows.groups] = -np.inf
-    return float(_parts(rows, rows.targets - rows.targets[likeness.argmax(axis=1)]).mean())
-
-
-def separability(rows: Decomposed) -> float:
-    """Return the Bhattacharyya class separability, 0 or less.
-
-    It is ``-Σ exp(-D)`` over all pairs of classes, where D is the Bhattacharyya distance of two
-    normal distributions with spherical covariance, in the principal directions.
-
-    References
-    ----------
-    Pándy, Agostinelli, Uijlings, Ferrari and Mensink, "Transferability Estimation using
-    Bhattacharyya Class Separability", CVPR 2022.
-    """
-    assert rows.codes is not None
-    most = min(DIMENSIONS, int(np.sqrt(len(rows.left))))
-    principal = np.argsort(rows.squares)[::-1][:most]
-    coordinates = rows.left[:, principal] * np.sqrt(rows.squares[principal])
-    means = _class_means(coordinates, rows.codes)
-    within = np.square(coordinates - means[rows.codes]).sum(axis=1) / max(1, len(principal))
-    counts = np.bincount(rows.codes)
-    # A class with one row has no variance of its own.
-    floor = max(1e-6 * float(within.mean()), TINY)
-    variances = np.maximum(np.bincount(rows.codes, within) / counts, floor)
-    both = (variances[:, None] + variances) / 2
-    apart = np.square(means).sum(axis=1)
-    apart = np.maximum(apart[:, None] + apart - 2 * means @ means.T, 0) / (8 * both)
-    ratio = np.log(both) - np.log(variances)[:, None] / 2 - np.log(variances) / 2
-    distances = apart + len(principal) / 2 * ratio
-    return -float(np.exp(-distances[~np.eye(len(means), dtype=bool)]).sum())
-
-
-def _class_means(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Return the mean of each class, (class, column)."""
-    members = np.eye(codes.max() + 1)[codes]
-    return (members.T @ values) / members.sum(axis=0)[:, None]
