@@ -4,7 +4,7 @@
 
     registry         heads by name                     candidate   what to fit, with its id
     network          ready-made Keras heads            adopted     the user's own Keras models
-    identity         estimators in canonical form      persist     estimators as files, without pickle
+    identity         estimators in canonical form      persist     estimators as files
     fit              fit heads: the functions          fitting     load, fit, evaluate and save
     banks            heads fitted jointly              training    train a Keras head
     folds            cross-validation                  metrics     how good predictions are
