@@ -331,7 +331,9 @@ def test_relabelled_and_moved_images_are_found_after_one_scan(place: Place) -> N
     featurestore("scan", "elsewhere", "--name", "mine", *new)
     promoted = featurestore("promote", head, "-o", "m.keras", *new)
 
-    assert lost.endswith("if it was moved: `featurestore scan NEW --name mine --store new`")
+    assert lost.endswith(
+        "if it was moved: `featurestore scan NEW --name mine` (this store: --store new)"
+    )
     assert promoted.status == 0, promoted.err
     assert f"{head} is stale" in promoted.err
 
