@@ -31,7 +31,7 @@ _COMMANDS = {
     "rank": ("heads", "Rank the stored layers, before any head is trained."),
     "train": ("heads", "Train one head on stored features."),
     "heads": ("heads", "List the trained heads, best first."),
-    "tag": ("heads", "Name or tag a head, or write a note on it."),
+    "tag": ("heads", "Label or tag a head, or write a note on it."),
     "promote": ("models", "Fuse a head and its backbone into one Keras model."),
     "evaluate": ("models", "Evaluate a promoted model on labelled images."),
     "predict": ("models", "Predict images with a promoted model."),

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     type=click.Choice(["logme", "ridge"]),
     default="logme",
     show_default=True,
-    help="The score to sort by; the others are shown too.",
+    help="The score to sort by; the other is shown too.",
 )
 @variant_options
 @store_option

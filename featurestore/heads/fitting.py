@@ -110,7 +110,7 @@ class Fitting:
             return None  # It is fitted again.
         changes = self.notes.changes(head.document())
         if self.save and changes:
-            store.heads.update(head.id, lambda now: self.notes.changes(now))
+            store.heads.update(head.id, self.notes.changes)
         return head.changed(**{**changes, "tags": tuple(changes.get("tags", head.tags))})
 
     def folds(self, bank: Bank) -> dict[str, dict[str, Any] | HeadError]:

@@ -28,6 +28,7 @@ from featurestore.heads.listing import metrics_grid
 from featurestore.heads.metrics import without_confusion
 from featurestore.settings import first_mistake
 from featurestore.store import FeatureKey, FeatureStore, StoreLike
+from featurestore.store.heads import Provenance
 from featurestore.table import cell, show_html
 
 CONFUSION_FILE = "confusion.json"
@@ -35,39 +36,23 @@ CONFUSION_FILE = "confusion.json"
 FORWARD_BYTES = 64 * 2**20
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Dataset(_Part):
-    name: str
-    manifest_digest: str
-
-
-class _Features(_Part):
-    model: str
-    ref: str
-    prefix_digest: str
-    dataset_digest: str
-
-
-class _Provenance(_Part):
-    dataset: _Dataset
-    features: _Features
+class _Provenance(Provenance):
     estimator: dict[str, Any]
     backbone: dict[str, Any] | None = None
     created: str
     seconds: float
 
 
-class _Folds(_Part):
+class _Folds(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     folds: int
     seeds: int
     rows: float
     metrics: dict[str, list[float | None]]
 
 
-def _checked(model: type[_Part]) -> Any:
+def _checked(model: type[BaseModel]) -> Any:
     """Return an annotation of a mapping that has at least the fields of a model."""
 
     def check(value: dict[str, Any]) -> dict[str, Any]:
