@@ -189,11 +189,6 @@ _DRAWINGS: dict[str, Callable[[Any], list[str | Count]]] = {
         _tuning_epoch_ended(event),
         Count("fine-tune", event.epoch, event.epochs, "epoch"),
     ],
-    "TuningInterrupted": lambda event: [
-        f"fine-tune: interrupted in epoch {event.epoch} of {event.epochs}; epochs are not stored, "
-        "and start over"
-    ],
-    "TuningStarted": lambda event: [_tuning_started(event)],
     "WaitingForOthers": lambda event: [
         f"extract: waiting for another process to finish with {' and '.join(event.layers)}"
     ],
@@ -226,14 +221,6 @@ def _head_fitted(event: Any) -> str:
     return f"fit: {event.head} on {event.layer}{params}: {score}{event.seconds:.1f} s"
 
 
-def _tuning_started(event: Any) -> str:
-    rates = [f"{name} {rate:.2g}" for name, rate in event.rates.items()]
-    # A network may have fifty stages.
-    shown = rates if len(rates) <= 6 else [*rates[:4], "…", rates[-1]]
-    rows = "images" if event.start is None else f"stored {event.start}"
-    return f"fine-tune: epochs on {rows}; rates: {', '.join(shown)}"
-
-
 def _tuning_epoch_ended(event: Any) -> str:
     logs = ", ".join(f"{name} {value:.3f}" for name, value in event.logs.items())
     return f"fine-tune: epoch {event.epoch} of {event.epochs}: {logs}"
@@ -246,7 +233,7 @@ def _proved(event: Any) -> str:
         classes = f"classes {parity.agreement:.1%}, "
         scores = "scores"
     return (
-        f"proof: {event.what} agrees with the cached head on {plural(parity.rows, 'row')}: "
+        f"proof: the model agrees with the cached head on {plural(parity.rows, 'row')}: "
         f"{classes}{scores} within {parity.max_abs_diff:.2g}"
     )
 

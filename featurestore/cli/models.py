@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +21,7 @@ from featurestore.cli.options import (
 from featurestore.cli.output import Progress, check_table, print_json, print_table, write_table
 from featurestore.errors import ImageError
 from featurestore.promotion.fine_tuning import FineTuning
-from featurestore.promotion.report import notes, splits_grid, threshold_note
+from featurestore.promotion.report import splits_grid
 from featurestore.store import FeatureStore
 from featurestore.table import Grid, cell, plural
 
@@ -49,14 +49,6 @@ SHOWN = 20
 @click.option(
     "--weights", metavar="FILE", help="The backbone's weights file, if it was moved or renamed."
 )
-@click.option(
-    "--images",
-    type=click.Choice(["any", "fixed"]),
-    default="any",
-    show_default=True,
-    help="Sizes of the images that the model accepts. fixed: only the backbone's input size; "
-    "such a model does not resize, and can be exported to LiteRT and ONNX.",
-)
 @click.option("-o", "--output", required=True, metavar="MODEL.keras", help="The file to write.")
 @store_option
 @json_option
@@ -68,7 +60,6 @@ def promote_command(
     as_json: bool,
     model: str | None,
     weights: str | None,
-    images: Literal["any", "fixed"],
     **options: Any,
 ) -> None:
     """Fuse HEAD and its backbone into one Keras model; check it, fine-tune it, and write it.
@@ -89,9 +80,10 @@ def promote_command(
     opened = FeatureStore(store)
     with Progress() as progress:
         with progress.busy(f"load {head or 'the best head'}"):
+            from featurestore.heads import Head
             from featurestore.promotion import PromotionStageStarted, check_target, promote
             from featurestore.promotion.choice import best_promotable
-            from featurestore.promotion.origin import load_origin
+            from featurestore.promotion.origin import load_backbone
 
             check_target(output)
             if head is None:
@@ -99,17 +91,17 @@ def promote_command(
                 head = chosen.id
                 progress.say(f"best: {head} on {chosen.key.short.model} {chosen.key.ref}, by {by}")
             progress(PromotionStageStarted(f"load {head} and its backbone"))
-            fitted, backbone, data = load_origin(opened, head, model=model, weights=weights)
-        promotion = promote(fitted, backbone, data=data, on_event=progress, **options)
+            fitted = Head.load(head, opened)
+            backbone = load_backbone(fitted, model, weights)
+        promotion = promote(fitted, backbone, on_event=progress, **options)
         progress(PromotionStageStarted(f"write {output}"))
-        promotion.save(output, images)
-    report = promotion.report
+        promotion.save(output)
     if as_json:
-        print_json({"model": str(Path(output)), "head": fitted.id, **report})
+        print_json({"model": str(Path(output)), "head": fitted.id, **promotion.report})
         return
     kept = bool(promotion.fine_tuning.get("kept_epoch"))
     print_splits({"before": promotion.before, "after": promotion.after}, kept)
-    for note in notes(report):
+    for note in promotion.notes:
         click.echo(note)
     if promotion.fine_tuning:
         click.echo(promotion.fine_tuning["verdict"])
@@ -121,14 +113,6 @@ def print_splits(measures: dict[str, dict[str, Any]], tuned: bool) -> None:
     grid = splits_grid(measures, tuned)
     if grid.rows:
         print_table(grid)
-
-
-classes_option = click.option(
-    "--classes",
-    metavar="A,B,C",
-    callback=lambda context, option, text: text and [name.strip() for name in text.split(",")],
-    help="Names of the classes, in the order of the outputs, if the model does not contain them.",
-)
 
 
 def table_option(what: str) -> Callable[[Function], Function]:
@@ -145,7 +129,6 @@ def table_option(what: str) -> Callable[[Function], Function]:
 @command("evaluate")
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("data")
-@classes_option
 @columns_options("image_column", "label_column", "root")
 @click.option(
     "--mistakes",
@@ -159,7 +142,6 @@ def table_option(what: str) -> Callable[[Function], Function]:
 def evaluate_command(
     model: str,
     data: str,
-    classes: list[str] | None,
     mistakes: bool,
     output: str | None,
     store: str,
@@ -181,7 +163,7 @@ def evaluate_command(
             from featurestore.promotion import load_model
             from featurestore.promotion.evaluation import Evaluation, open_data
 
-            promoted = load_model(model, classes)  # before a long scan
+            promoted = load_model(model)  # before a long scan
         dataset = open_data(data, store, progress, **columns)
         with progress.busy(f"evaluate {model}"):
             evaluation = Evaluation.of(promoted, dataset)
@@ -194,8 +176,6 @@ def evaluate_command(
         print_json({**metrics, "mistakes": wrong} if mistakes or output else metrics)
         return
     print_splits({"now": metrics}, tuned=False)
-    if note := threshold_note(promoted.metadata):
-        click.echo(note)
     click.echo(_held_out(metrics))
     if mistakes:
         _print_mistakes(wrong, numbers=not evaluation.classes)
@@ -236,14 +216,12 @@ def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
 @command("predict")
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@classes_option
 @columns_options("image_column", "root")
 @table_option("the predictions, a column for each class,")
 @json_option
 def predict_command(
     model: str,
     images: tuple[str, ...],
-    classes: list[str] | None,
     output: str | None,
     as_json: bool,
     image_column: str | None,
@@ -272,7 +250,7 @@ def predict_command(
     with Progress() as progress, progress.busy(f"predict with {model}"):
         from featurestore.promotion.inference import predict_listed
 
-        predictions = predict_listed(model, listed, classes)
+        predictions = predict_listed(model, listed)
         for prediction in predictions:
             if prediction.problem:
                 progress.say(f"not predicted: {prediction.problem}")

@@ -134,8 +134,6 @@ def print_promotion(record: dict[str, Any]) -> None:
         f"promoted {promotion['head']}: agrees with the cached head on {parity['rows']} images "
         f"(scores within {parity['max_abs_diff']:.2g})"
     )
-    from featurestore.promotion.report import notes
-
     tuned = promotion["fine_tuning"].get("kept_epoch")
     for split, before in promotion["before"].items():
         texts = [cell(before[metric])]
@@ -143,7 +141,7 @@ def print_promotion(record: dict[str, Any]) -> None:
             texts = [f"{texts[0]} fused", f"{cell(promotion['after'][split][metric])} fine-tuned"]
         name = f"{split} {metric.replace('_', ' ')} ({before['images_were']})"
         click.echo(f"  {name}: {', '.join(texts)}")
-    for note in notes(promotion):
+    for note in promotion["notes"]:
         click.echo(f"  {note}")
     if tuned is not None:
         click.echo(f"  {promotion['fine_tuning']['verdict']}")

@@ -23,7 +23,7 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 class FineTuning(Settings):
     """How to train a promoted model end to end; 0 epochs do not train it.
 
-    Adam trains; the learning rate of the head is ten times that of the backbone's last block.
+    Adam trains; the learning rate of the head is ten times that of the backbone.
     """
 
     unfreeze: int | str | None = None
@@ -32,9 +32,7 @@ class FineTuning(Settings):
     epochs: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Passes over the training images; by default 3 with an unfrozen backbone, else 0."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    """Learning rate of the last block of the backbone; the head's is ten times that."""
-    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor of the learning rate for each block before the last one, such as 0.7."""
+    """Learning rate of the backbone; the head's is ten times that."""
     patience: Count | None = None
     """Stop after this number of epochs without improvement; by default all epochs run."""
     keep_tuned: bool = False

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
-from featurestore.backbone import LayerRef, numerics
-from featurestore.backbone.forward import exact, plain
-from featurestore.digests import short
+from featurestore.backbone.forward import exact
 from featurestore.errors import NotFoundError, ParityError
-from featurestore.extraction.batches import images_of
-from featurestore.extraction.derivation import sources_of
 from featurestore.extraction.run import extract_command
 from featurestore.listening import OnEvent
 from featurestore.promotion.events import PromotionStageStarted, Proved
 from featurestore.promotion.fuse import Fused, with_internals
 from featurestore.promotion.parity import (
-    FeatureCheck,
     Parity,
     head_tolerance,
-    require_decisive,
-    require_own_images,
-    require_same,
+    require_agreement,
+    require_same_features,
+    require_same_scores,
 )
 from featurestore.promotion.saved import load_model, save_model, weights_digest
 from featurestore.scratch import scratch
@@ -36,15 +31,12 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.heads import Head
 
-PROOF_ROWS = 128
-# The rows come from this many blocks: swapped blocks show, and little is read.
-PROOF_BLOCKS = 16
+# Runs of neighbouring rows: swapped blocks show, and few blocks are read.
+PROOF_RUNS, RUN_ROWS = 16, 8
 # Rows of wide layers are limited to this many bytes.
 PROOF_BYTES = 2**28
-# Rows for measuring how strongly the network amplifies rounding.
-ROUNDED_ROWS = 8
-# Rows in the batch that the model is also called on.
-CALLED_ROWS = 32
+# Rows that the saved file is called on.
+FILE_ROWS = 8
 # Below this, all sigmoids underflow, and scikit-learn gives all classes the same probability.
 UNDERFLOW = -80.0
 
@@ -59,14 +51,9 @@ def prove(
 ) -> Parity:
     """Prove that a fused model, and its saved file, predict what the cached head predicts.
 
-    The model predicts images one by one, in their own sizes, as a user would. It is also called on
-    a batch, as export and nesting do. Then the file is saved, with its metadata, loaded by Keras,
-    and compared in both ways. No weight may change.
-
-    Rows of the head's samples that are not stored are left out; others may be in any array of the
-    same prefix and reduction. The model computes in float32: if the stored features are of lower
-    precision, they are proven to be those of the same images, and the model is compared with the
-    head on features that the backbone computes in float32.
+    The model predicts images one by one, in their own sizes, as a user would. Then the file is
+    saved, with its metadata, loaded by Keras, and called, as export and nesting do. No weight may
+    change. The stored rows may be in any array of the same prefix and reduction.
 
     Returns
     -------
@@ -77,130 +64,63 @@ def prove(
     ------
     ParityError
         If they disagree, if a weight changes, or if rounding decides too much for a proof.
-    NotFoundError, IncompleteFeaturesError
-        If the features were removed, or too few blocks of them exist, and no other array has enough
-        of the rows.
+    NotFoundError
+        If too few of the head's samples are stored.
     """
-    ref = LayerRef.parse(head.key.ref)
     cached = _stored(head, backbone, data)
     rows = proof_rows(cached.block_of, 4 * int(np.prod(cached.shape[1:])))
     on_event(PromotionStageStarted(f"prove on {plural(len(rows), 'image')}"))
     stored = cached.read(rows, dtype="float32")
-    outputs = _one_by_one(with_internals(fused.model, fused), data, rows)
-    expected, dtype, precision = stored, cached.dtype, backbone.computing.precision
-    if precision != "float32":
-        # Any engine computes float32; that of the stored features may not exist on this machine.
-        backbone, dtype = backbone.in_float32(), np.dtype("float32")
-        expected = _computed(backbone, ref, data, rows)
-    some = np.unique(np.linspace(0, len(rows) - 1, CALLED_ROWS).astype(int))
-    images = images_of(data, backbone, rows[some].tolist())
-    check = _feature_check(backbone, ref, cached, expected, dtype, images[:ROUNDED_ROWS])
-    held_out = data.splits[rows] != "train"
+    precision = backbone.computing.precision
 
-    def judge(outputs: list[np.ndarray], index: np.ndarray, what: str) -> Parity:
-        return _judge(head, fused, check, index, held_out[index], outputs, what)
-
-    def call(model: keras.Model) -> list[np.ndarray]:
+    def judge(predict: Callable[[np.ndarray], Any], some: np.ndarray, what: str) -> np.ndarray:
         with exact():
-            return [np.asarray(output) for output in with_internals(model, fused)(images)]
+            predicted = [predict(data.image(int(row))[None]) for row in rows[some]]
+        features, scores, output = (np.concatenate(batch) for batch in zip(*predicted, strict=True))
+        require_same_features(stored[some], features, precision, what)
+        _require_same_head(head, fused, features, scores, output, what)
+        return scores
 
     weights = weights_digest(fused.model)
-    what = "the fused model"
-    parity = judge(outputs, np.arange(len(rows)), what)
-    judge(call(fused.model), some, f"{what}, called,")
-    require_own_images(stored, outputs[0], f"{precision} features as {cached.dtype}")
-    on_event(Proved(what, parity))
+    predict = with_internals(fused.model, fused).predict_on_batch
+    scores = judge(predict, np.arange(len(rows)), "the fused model")
+    expected = head.decision_function(stored)
+    if precision == "float32":  # Else the model is evaluated on images.
+        # A head that overfits is sure of its training rows, whatever rounding does to others.
+        held_out = data.splits[rows] != "train"
+        for some in (slice(None), held_out):
+            if len(expected[some]):
+                require_agreement(expected[some], scores[some])
     with scratch() as folder:
         path = folder / "model.keras"
         save_model(fused.model, path, metadata)
         loaded = load_model(path).model
-    what = "the saved file"
-    outputs = _one_by_one(with_internals(loaded, fused), data, rows[some])
-    of_file = judge(outputs, some, what)
-    judge(call(loaded), some, f"{what}, called,")
-    on_event(Proved(what, of_file))
+    few = np.unique(np.linspace(0, len(rows) - 1, FILE_ROWS).astype(int))
+    judge(with_internals(loaded, fused), few, "the saved file")
     if not weights_digest(fused.model) == weights_digest(loaded) == weights:
         raise ParityError(
             "weights of the promoted model changed when it was called or saved, though nothing was "
             "trained: a layer is in training mode at inference",
             remedy="cut the backbone before that layer",
         )
+    parity = Parity.of(expected, scores)
+    on_event(Proved(parity))
     return parity
 
 
 def _stored(head: Head, backbone: Backbone, data: Dataset) -> StoredRows:
-    """Find enough of a head's samples, in any arrays, to prove a model on them.
-
-    The features that the head was fitted on may have been removed, or be incomplete.
-    """
+    """Find enough of a head's samples to prove a model on them, in any arrays."""
     # A view is not an image that a model could be called on.
     is_view = data.image_rows != np.arange(len(data))
-    index = RowIndex(head.store.features)
-    rows = index.find(head.key, data.sample_ids).without(is_view)
+    rows = RowIndex(head.store.features).find(head.key, data.sample_ids).without(is_view)
     needed = min(FEWEST_ROWS, int(np.count_nonzero(~is_view)))
-    if rows.count >= needed:
-        return rows
-    try:
-        own = head.store.features.get(head.key)
-    except NotFoundError as error:
+    if rows.count < needed:
         raise NotFoundError(
-            f"the features of {head.id} are no longer in {head.store.location}, and others there "
-            f"have {rows.count:,} of its {len(data):,} samples, where the proof needs {needed}",
+            f"the features of {head.id} in {head.store.location} are incomplete: {rows.count:,} of "
+            f"its {len(data):,} samples are stored, and the proof needs {needed}",
             remedy=f"extract them again with `{extract_command(data, backbone, head.key.ref)}`",
-        ) from error
-    index.row_ids(own)  # Raises if they are damaged.
-    own.require()
-    return _stored(head, backbone, data)  # Another process has just completed them.
-
-
-def _one_by_one(traced: keras.Model, data: Dataset, rows: np.ndarray) -> list[np.ndarray]:
-    """Predict images in their own sizes: features, scores and output, (row, …)."""
-    with exact():
-        parts = [traced.predict_on_batch(data.image(int(row))[None]) for row in rows]
-    return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
-
-
-def _computed(backbone: Backbone, ref: LayerRef, data: Dataset, rows: np.ndarray) -> np.ndarray:
-    """Compute the features of some rows as extraction does, (row, …)."""
-    forward, parts = backbone.forward([ref]), []
-    for batch in np.array_split(rows, -(-len(rows) // CALLED_ROWS)):
-        parts += forward(images_of(data, backbone, batch.tolist()))
-    return np.concatenate(parts)
-
-
-def _feature_check(
-    backbone: Backbone,
-    ref: LayerRef,
-    cached: StoredRows,
-    stored: np.ndarray,
-    dtype: np.dtype,
-    images: np.ndarray,
-) -> FeatureCheck:
-    """Measure on a few images how strongly the network amplifies rounding."""
-    (plain_features,) = backbone.reference([ref])(images)
-    (rounded,) = numerics.rounded(backbone.computation([ref]))(images)
-    moved = [rounded, *_derived(backbone, ref, cached, images)]
-    averaged = backbone.cuts.averaged(ref)
-    if averaged is None:
-        return FeatureCheck(stored, dtype, plain_features, moved)
-    (whole,) = backbone.reference([averaged])(images)
-    means = np.abs(whole).mean(axis=tuple(range(1, whole.ndim - 1)))
-    terms = means.max(axis=0).reshape(stored.shape[1:])
-    return FeatureCheck(stored, dtype, plain_features, moved, terms)
-
-
-def _derived(
-    backbone: Backbone, ref: LayerRef, cached: StoredRows, images: np.ndarray
-) -> list[np.ndarray]:
-    """Derive features of some images from the layers that stored rows were derived from."""
-    names: set[str] = set().union(*map(sources_of, cached.groups))
-    derived: list[np.ndarray] = []
-    for source in backbone.cuts.derivable_from(ref) if names else ():
-        if short(backbone.prefix_digest(source)) in names:
-            (whole,) = backbone.reference([source])(images)
-            tail = plain(backbone.computation([ref], source=source))
-            derived += tail(whole.astype(cached.dtype))
-    return derived
+        )
+    return rows
 
 
 def proof_rows(block_of: np.ndarray, row_bytes: int) -> np.ndarray:
@@ -217,50 +137,33 @@ def proof_rows(block_of: np.ndarray, row_bytes: int) -> np.ndarray:
 
     Examples
     --------
-    >>> proof_rows(np.arange(250) // 100, 32)[[0, 42, 43, -1]]
-    array([  0,  42, 100, 242])
+    >>> proof_rows(np.arange(250) // 100, 32)[[0, 7, 8, -1]]
+    array([  0,   7,  16, 249])
     """
     stored = np.argsort(block_of, kind="stable")[np.count_nonzero(block_of < 0) :]
-    wanted = int(np.clip(PROOF_BYTES // row_bytes, PROOF_BLOCKS, PROOF_ROWS))
-    blocks, first = np.unique(block_of[stored], return_index=True)
-    chosen = np.unique(np.linspace(0, len(blocks) - 1, PROOF_BLOCKS).astype(int))
-    share = -(-wanted // len(chosen))
-    parts = np.split(stored, first[1:])
-    return np.concatenate([parts[block][:share] for block in chosen])
+    run = int(np.clip(PROOF_BYTES // (PROOF_RUNS * row_bytes), 1, RUN_ROWS))
+    starts = np.linspace(0, max(0, len(stored) - run), PROOF_RUNS).astype(int)
+    return stored[np.unique(starts[:, None] + np.arange(min(run, len(stored))))]
 
 
-def _judge(
+def _require_same_head(
     head: Head,
     fused: Fused,
-    check: FeatureCheck,
-    index: np.ndarray,
-    held_out: np.ndarray,
-    outputs: list[np.ndarray],
+    features: np.ndarray,
+    scores: np.ndarray,
+    output: np.ndarray,
     what: str,
-) -> Parity:
-    """Compare a model's features, scores and output with the cached head on some stored rows.
-
-    ``index`` holds their positions in the check, ``held_out`` (row,) says which of them the head
-    was not trained on, and ``what`` names the model in messages.
-    """
-    features, scores, output = outputs
-    check.require(features, index, what)
+) -> None:
+    """Raise ParityError if a model's head differs from the cached one on the same features."""
     expected = head.decision_function(features)
     tolerance = head_tolerance(head.decision_function, features)
-    require_same(expected, scores, tolerance, f"the head of {what}")
+    require_same_scores(expected, scores, tolerance, f"the head of {what}")
     # A threshold shifts the output, so that the head's probabilities are not in it.
     probabilities = None if fused.threshold else head.predict_proba(features)
     if probabilities is not None:
         clear = expected.max(axis=1) > UNDERFLOW
         # No probability moves by more than twice what the scores do.
         allowed = 2 * tolerance + 1e-6
-        require_same(probabilities[clear], output[clear], allowed, f"the probability by {what}")
-    on_stored = head.decision_function(check.stored[index])
-    parity = Parity.of(on_stored, scores)
-    moved = parity.max_abs_diff
-    require_decisive(on_stored, moved, tolerance, check.dtype, what)
-    if held_out.any():
-        # A head that overfits is sure of its training rows, whatever rounding does to others.
-        unseen = f"{what} on held-out rows"
-        require_decisive(on_stored[held_out], moved, tolerance, check.dtype, unseen)
-    return parity
+        require_same_scores(
+            probabilities[clear], output[clear], allowed, f"the probability by {what}"
+        )

@@ -35,7 +35,6 @@ from featurestore.heads.decision import decision_values
 from featurestore.heads.registry import with_params
 from featurestore.promotion import Promotion, evaluate, promotable, promote
 from featurestore.promotion.convert import as_layers, check
-from featurestore.promotion.report import threshold_note
 
 MakeFeatures = Callable[..., Features]
 
@@ -221,7 +220,7 @@ def test_promote_a_calibrated_head(
     before = promotion.before["val"]
     assert before["accuracy"] == head.metrics["val"]["accuracy"]
     assert before["log_loss"] == pytest.approx(head.metrics["val"]["log_loss"], abs=0.05)
-    assert promotion.report["threshold"] == {}
+    assert len(promotion.notes) == 1
 
 
 @pytest.mark.reliability
@@ -236,11 +235,8 @@ def test_promote_a_head_with_a_tuned_threshold(
         evaluate(tmp_path / "model.keras", two.dataset)["val"]["accuracy"]
         == (head.metrics["val"]["accuracy"])
     )
-    assert promotion.report["threshold"] == {
-        "class": "yes",
-        "value": head.fitted.best_threshold_,
-        "of": "predict_proba",
-    }
+    note = f"the head predicts yes from a probability of {head.fitted.best_threshold_:.3g}; "
+    assert promotion.notes[1].startswith(note)
 
 
 @pytest.mark.reliability
@@ -280,10 +276,3 @@ def test_a_frozen_classifier_has_no_identity(two: Features) -> None:
         fit_head(two, frozen)
     head = fit_head(two, frozen, save=False)
     assert promotable(head)
-
-
-@pytest.mark.parametrize(
-    "found", [{}, {"threshold": {}}, {"threshold": [1]}, {"threshold": {"of": 3}}]
-)
-def test_a_file_without_a_threshold_has_no_note(found: dict[str, Any]) -> None:
-    assert threshold_note(found) == ""

@@ -38,28 +38,23 @@ def test_what_it_reports(head: Head, flowers: Dataset, backbone: Backbone) -> No
     """Unfreezing for no epochs trains nothing."""
     events: list[Any] = []
     promotion = promote(head, backbone, data=flowers, unfreeze=3, epochs=0, on_event=events.append)
-    assert [each.what for each in events if isinstance(each, Proved)] == [
-        "the fused model",
-        "the saved file",
-    ]
+    assert [each for each in events if isinstance(each, Proved)] == [Proved(promotion.parity)]
     assert [each.what for each in events if isinstance(each, PromotionStageStarted)] == [
         f"fuse {head.id} with small at block3_relu:avg",
         "prove on 45 images",
     ]
     assert set(promotion.report) == {
         "parity",
-        "stored",
-        "threshold",
-        "measured_on",
         "before",
         "after",
         "fine_tuning",
         "history",
+        "notes",
     }
     assert promotion.history == []
     assert promotion.fine_tuning == {}
     assert promotion.before == promotion.after
-    assert promotion.measured_on == dict.fromkeys(["before", "after"], "stored features")
+    assert promotion.notes == ["measured on stored features, by the head"]
     assert promotion.before == {"val": {"images_were": "selected on", **head.metrics["val"]}}
 
 
@@ -88,7 +83,6 @@ def test_what_the_file_holds(
     image = flowers.image(0)[None]
     assert np.array_equal(loaded.model(image), promotion.model(image))
     assert list(loaded.classes) == CLASSES
-    assert metadata["images"] == "any"
     assert metadata["features"] == str(pooled.key)
     assert metadata["parity"] == promotion.parity.to_dict()
     # With a thousand classes, a confusion matrix is a megabyte: only the report has it.
@@ -187,7 +181,7 @@ def test_rows_that_stopped_a_head_early_chose_it_too(
     features = make_features(CLASSES * 10)
     head = fit_head(features, "dense", {"early_stopping": 1, "epochs": 1})
     promoted = promote(head, backbone, data=features.dataset, selected_on="test")
-    assert promoted.seen.selected_on == ("val", "test")
+    assert promoted.training_record.selected_on == ("val", "test")
 
 
 @pytest.mark.reliability
