@@ -75,13 +75,13 @@ EVENTS: list[tuple[Any, str]] = [
         "fine-tune: epoch 1 of 3: loss 0.500, val_accuracy 1.000\n",
     ),
     (
-        Proved("the fused model", Parity()),  # type: ignore[arg-type]
-        "proof: the fused model agrees with the cached head on 1 row: classes 100.0%, "
+        Proved(Parity()),  # type: ignore[arg-type]
+        "proof: the model agrees with the cached head on 1 row: classes 100.0%, "
         "scores within 0.001\n",
     ),
     (
-        Proved("the fused model", Parity(agreement=None)),  # type: ignore[arg-type]
-        "proof: the fused model agrees with the cached head on 1 row: values within 0.001\n",
+        Proved(Parity(agreement=None)),  # type: ignore[arg-type]
+        "proof: the model agrees with the cached head on 1 row: values within 0.001\n",
     ),
     (StageStarted("data", "photos"), "[data] photos\n"),
     (StageSkipped("data", "36 samples"), "[data] up to date: 36 samples\n"),

@@ -61,11 +61,11 @@ COMMANDS = [
     "heads --resize stretch --interpolation bilinear --precision float32 --store store --json",
     "run stored.yaml --json",
     "tag logistic a b --label mine --note text --store store --json",
-    "evaluate flowers.keras photos --classes blue,green,red --mistakes -o wrong.csv",
+    "evaluate flowers.keras photos --mistakes -o wrong.csv",
     "evaluate flowers.keras table.csv --image-column file --label-column kind --root photos "
     "--output wrong.csv --store store --json",
     "predict flowers.keras table.csv --image-column file --root photos -o predicted.csv",
-    "predict flowers.keras photos/red --classes blue,green,red --output predicted.csv --json",
+    "predict flowers.keras photos/red --output predicted.csv --json",
 ]
 # They compile networks, start processes, or measure this machine.
 SLOW = [
@@ -74,10 +74,10 @@ SLOW = [
     f"{EXTRACT} --scaling torch --interpolation lanczos5 --dtype float32 --batch-size 3 --replace",
     f"{EXTRACT} --scaling caffe --resize stretch --interpolation bilinear --dtype float16",
     f"{EXTRACT} --input-size 16 --max-bytes 1MB --dtype auto --precision float32 --engine openvino",
-    "promote logistic --unfreeze conv_b --epochs 1 --learning-rate 1e-4 --lr-decay 0.5 "
+    "promote logistic --unfreeze conv_b --epochs 1 --learning-rate 1e-4 "
     "--patience 1 --keep-tuned --batch-size 8 --seed 1 -o new.keras --store store",
-    "promote --best photos --model tiny.keras --images fixed -o new.keras --json",
-    "promote logistic --weights tiny.keras --images any --output new.keras",
+    "promote --best photos --model tiny.keras -o new.keras --json",
+    "promote logistic --weights tiny.keras --output new.keras",
     "extract table.csv --model tiny.keras --layer conv_a:max --image-column file "
     "--label-column kind --split-column part --root photos",
     "run pipeline.yaml --runs elsewhere --store store",
@@ -179,7 +179,6 @@ PIPELINES: list[dict[str, Any]] = [
             "unfreeze": "conv_b",
             "epochs": 1,
             "learning_rate": 1e-4,
-            "lr_decay": 0.5,
             "patience": 1,
             "keep_tuned": True,
             "batch_size": 8,
