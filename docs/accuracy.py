@@ -31,7 +31,7 @@ def main() -> None:
 
 def accuracies(record: dict[str, Any]) -> tuple[np.ndarray, list[str], list[str]]:
     """Return the validation accuracies of a run, (head, layer), with the heads and the layers."""
-    rows = [row for row in record["heads"] if row["on"] == "features"]
+    rows = [row for row in record["heads"] if row["model"] != "pixels"]
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     heads = list(dict.fromkeys(map(label, rows)))
     accuracy = np.full((len(heads), len(layers)), np.nan)

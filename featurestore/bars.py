@@ -75,7 +75,7 @@ class Progress:
         name = type(event).__name__
         if name == "HeadReused":
             self._reused += 1
-        elif name == "StageSkipped":
+        elif name == "PipelineStage" and event.up_to_date:
             self._reused = 0  # The line of the stage says it.
         elif name == "HeadWarned":
             # A rare class is the same problem for every head of a run.
@@ -176,15 +176,15 @@ _DRAWINGS: dict[str, Callable[[Any], list[str | Count]]] = {
     ],
     "HeadWarned": lambda event: [f"fit: {event.head}: {event.text}"],
     "LayerRanked": lambda event: [Count("rank", event.done, event.total, "layer")],
+    "PipelineStage": lambda event: [
+        f"[{event.stage}] {'up to date: ' if event.up_to_date else ''}{event.what}"
+    ],
     "PromotionStageStarted": lambda event: [f"promote: {event.what}"],
     "Proved": lambda event: [_proved(event)],
     "RowsComputed": lambda event: [Count("extract", event.done, event.total, "img")],
     "RowsCopied": lambda event: [Count("copy", event.done, event.total, "row")],
     "RowsDerived": lambda event: [Count("derive", event.done, event.total, "row")],
     "Scanned": lambda event: [Count("scan", event.done, event.total, "file")],
-    "StageNoted": lambda event: [f"[{event.stage}] {event.what}"],
-    "StageSkipped": lambda event: [f"[{event.stage}] up to date: {event.what}"],
-    "StageStarted": lambda event: [f"[{event.stage}] {event.what}"],
     "TuningEpochEnded": lambda event: [
         _tuning_epoch_ended(event),
         Count("fine-tune", event.epoch, event.epochs, "epoch"),

@@ -6,27 +6,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from featurestore.cli.options import (
-    Function,
-    columns_options,
-    command,
-    fields,
-    json_option,
-    store_option,
-)
-from featurestore.cli.output import Progress, check_table, print_json, print_table, write_table
+from featurestore.cli.options import Field, Function, command, fields
+from featurestore.cli.output import Progress, check_table, report, write_table
+from featurestore.dataset import ScanOptions
 from featurestore.errors import ImageError
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.report import splits_grid
 from featurestore.store import FeatureStore
 from featurestore.table import Grid, cell, plural
-
-if TYPE_CHECKING:
-    from featurestore.promotion import Prediction
 
 # Mistakes that are printed; a file takes all.
 SHOWN = 20
@@ -42,25 +33,28 @@ SHOWN = 20
     help="Instead of HEAD: the best of the heads of DATASET that can be promoted, by accuracy (or "
     "R²): over the folds if all of these have the same, else on the validation split.",
 )
-@fields(FineTuning)
+@fields(FineTuning, group="fine-tuning")
 @click.option(
-    "--model", metavar="FILE", help="The backbone's model file, if it was moved or renamed."
+    "--model",
+    metavar="FILE",
+    help="The backbone's model file, if it was moved or renamed.",
+    cls=Field,
+    group="backbone",
 )
 @click.option(
-    "--weights", metavar="FILE", help="The backbone's weights file, if it was moved or renamed."
+    "--weights",
+    metavar="FILE",
+    help="The backbone's weights file, if it was moved or renamed.",
+    cls=Field,
+    group="backbone",
 )
 @click.option("-o", "--output", required=True, metavar="MODEL.keras", help="The file to write.")
-@store_option
-@json_option
 def promote_command(
     head: str | None,
     best: str | None,
     output: str,
     store: str,
-    as_json: bool,
-    model: str | None,
-    weights: str | None,
-    **options: Any,
+    **options: dict[str, Any],
 ) -> None:
     """Fuse HEAD and its backbone into one Keras model; check it, fine-tune it, and write it.
 
@@ -77,7 +71,6 @@ def promote_command(
     """
     if (head is None) == (best is None):
         raise click.UsageError("give a HEAD that `featurestore heads` lists, or --best [DATASET]")
-    opened = FeatureStore(store)
     with Progress() as progress:
         with progress.busy(f"load {head or 'the best head'}"):
             from featurestore.heads import Head
@@ -86,33 +79,28 @@ def promote_command(
             from featurestore.promotion.origin import load_backbone
 
             check_target(output)
-            if head is None:
-                chosen, by = best_promotable(opened, best or None)
-                head = chosen.id
-                progress.say(f"best: {head} on {chosen.key.short.model} {chosen.key.ref}, by {by}")
-            progress(PromotionStageStarted(f"load {head} and its backbone"))
-            fitted = Head.load(head, opened)
-            backbone = load_backbone(fitted, model, weights)
-        promotion = promote(fitted, backbone, on_event=progress, **options)
+            if head is not None:
+                chosen = Head.load(head, store)
+            else:
+                chosen, by = best_promotable(FeatureStore(store), best or None)
+                on = f"{chosen.key.short.model} {chosen.key.ref}"
+                progress.say(f"best: {chosen.id} on {on}, by {by}")
+            progress(PromotionStageStarted(f"load {chosen.id} and its backbone"))
+            backbone = load_backbone(chosen, **options["backbone"])
+        promotion = promote(chosen, backbone, on_event=progress, **options["fine-tuning"])
         progress(PromotionStageStarted(f"write {output}"))
         promotion.save(output)
-    if as_json:
-        print_json({"model": str(Path(output)), "head": fitted.id, **promotion.report})
-        return
-    kept = bool(promotion.fine_tuning.get("kept_epoch"))
-    print_splits({"before": promotion.before, "after": promotion.after}, kept)
-    for note in promotion.notes:
-        click.echo(note)
-    if promotion.fine_tuning:
-        click.echo(promotion.fine_tuning["verdict"])
-    click.echo(f"model: {output}")
+    document = {"model": str(Path(output)), "head": chosen.id, **promotion.report}
+    report(document, *promotion_parts(document), f"model: {output}")
 
 
-def print_splits(measures: dict[str, dict[str, Any]], tuned: bool) -> None:
-    """Print metrics by split, each with what its rows were used for."""
-    grid = splits_grid(measures, tuned)
-    if grid.rows:
-        print_table(grid)
+def promotion_parts(promotion: dict[str, Any]) -> list[Grid | str]:
+    """Return what to show of the report of a promotion: metrics by split, and notes on them."""
+    tuning = promotion["fine_tuning"]
+    measures = {when: promotion[when] for when in ("before", "after")}
+    verdict = [tuning["verdict"]] if tuning else []
+    grid = splits_grid(measures, bool(tuning.get("kept_epoch")))
+    return [*([grid] if grid.rows else []), *promotion["notes"], *verdict]
 
 
 def table_option(what: str) -> Callable[[Function], Function]:
@@ -129,7 +117,7 @@ def table_option(what: str) -> Callable[[Function], Function]:
 @command("evaluate")
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("data")
-@columns_options("image_column", "label_column", "root")
+@fields(ScanOptions, "image_column", "label_column", "root", group="table", defaults={})
 @click.option(
     "--mistakes",
     is_flag=True,
@@ -137,16 +125,13 @@ def table_option(what: str) -> Callable[[Function], Function]:
     "regression, the largest errors.",
 )
 @table_option("all mistakes")
-@store_option
-@json_option
 def evaluate_command(
     model: str,
     data: str,
     mistakes: bool,
     output: str | None,
+    table: dict[str, Any],
     store: str,
-    as_json: bool,
-    **columns: Any,
 ) -> None:
     """Evaluate a promoted model on the labelled images of DATA.
 
@@ -164,35 +149,33 @@ def evaluate_command(
             from featurestore.promotion.evaluation import Evaluation, open_data
 
             promoted = load_model(model)  # before a long scan
-        dataset = open_data(data, store, progress, **columns)
+        dataset = open_data(data, store, progress, **table)
         with progress.busy(f"evaluate {model}"):
             evaluation = Evaluation.of(promoted, dataset)
     metrics = evaluation.metrics
-    wrong = evaluation.mistakes if mistakes or output else []
+    parts: list[Grid | str] = [splits_grid({"now": metrics}, tuned=False), _held_out(metrics)]
+    if not (mistakes or output):
+        report(metrics, *parts)
+        return
+    wrong = evaluation.mistakes
+    if mistakes:
+        parts += _mistakes(wrong, numbers=not evaluation.classes)
     if output:
         header = ["path", "row", "truth", "label", "probability", "images_were"]
         write_table(wrong, output, header)
-    if as_json:
-        print_json({**metrics, "mistakes": wrong} if mistakes or output else metrics)
-        return
-    print_splits({"now": metrics}, tuned=False)
-    click.echo(_held_out(metrics))
-    if mistakes:
-        _print_mistakes(wrong, numbers=not evaluation.classes)
-    if output:
-        click.echo(f"{plural(len(wrong), 'row')} in {output}")
+        parts.append(f"{plural(len(wrong), 'row')} in {output}")
+    report({**metrics, "mistakes": wrong}, *parts)
 
 
-def _print_mistakes(wrong: list[dict[str, Any]], numbers: bool) -> None:
+def _mistakes(wrong: list[dict[str, Any]], numbers: bool) -> list[Grid | str]:
     if not wrong:
-        click.echo("no mistakes")
-        return
-    measured = "error" if numbers else "probability"
-    fields = ["truth", "label", measured, "images_were", "path"]
-    print_table(Grid(wrong[:SHOWN], fields, {"path": "image"}))
+        return ["no mistakes"]
+    fields = ["truth", "label", "error" if numbers else "probability", "images_were", "path"]
+    parts: list[Grid | str] = [Grid(wrong[:SHOWN], fields, {"path": "image"})]
     if len(wrong) > SHOWN:
         what = "images" if numbers else "mistakes"
-        click.echo(f"{SHOWN} of {cell(len(wrong))} {what}; -o mistakes.csv writes all")
+        parts.append(f"{SHOWN} of {cell(len(wrong))} {what}; -o mistakes.csv writes all")
+    return parts
 
 
 def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
@@ -213,19 +196,16 @@ def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
     return f"{text}: nothing here says how good it is on new images"
 
 
-@command("predict")
+@command("predict", store=False)
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@columns_options("image_column", "root")
+@fields(ScanOptions, "image_column", "root", group="table", defaults={})
 @table_option("the predictions, a column for each class,")
-@json_option
 def predict_command(
     model: str,
     images: tuple[str, ...],
     output: str | None,
-    as_json: bool,
-    image_column: str | None,
-    root: str | None,
+    table: dict[str, Any],
 ) -> None:
     """Predict the classes or values of images with a promoted model.
 
@@ -246,32 +226,25 @@ def predict_command(
     read = sys.stdin.read().splitlines() if "-" in images else []
     lines = [line for line in read if line.strip()]
     paths = [path for name in images for path in (lines if name == "-" else [name])]
-    listed = list_images(paths, image_column, root)
+    listed = list_images(paths, **table)
     with Progress() as progress, progress.busy(f"predict with {model}"):
         from featurestore.promotion.inference import predict_listed
 
         predictions = predict_listed(model, listed)
-        for prediction in predictions:
-            if prediction.problem:
-                progress.say(f"not predicted: {prediction.problem}")
+        problems = [one.problem for one in predictions if one.problem is not None]
+        for problem in problems:
+            progress.say(f"not predicted: {problem}")
     if output:
         write_table(predictions.rows(), output)
-    if as_json:
-        print_json([_document(prediction) for prediction in predictions])
-    elif output:
-        click.echo(f"{plural(len(predictions), 'row')} in {output}")
-    elif not all(prediction.problem for prediction in predictions):
-        print_table(predictions)
-    if problems := [
-        prediction.problem for prediction in predictions if prediction.problem is not None
-    ]:
+    always = ("path", "label", "probabilities")
+    document = [
+        {name: value for name, value in asdict(one).items() if value or name in always}
+        for one in predictions
+    ]
+    parts: list[Any] = [f"{plural(len(predictions), 'row')} in {output}"] if output else []
+    if not output and len(problems) < len(predictions):
+        parts = [predictions]
+    report(document, *parts)
+    if problems:
         count = f"{len(problems):,} of {plural(len(predictions), 'image')}"
         raise ImageError(f"{count} not predicted; the first: {problems[0]}")
-
-
-def _document(prediction: Prediction) -> dict[str, Any]:
-    document = asdict(prediction)
-    return {name: value for name, value in document.items() if value or name in _ALWAYS}
-
-
-_ALWAYS = ("path", "label", "probabilities")

@@ -88,9 +88,9 @@ SLOW = [
     f"{EXTRACT} --scaling unit --workers 2",
     f"{TRAIN} SVC --workers 2",
     "run pipeline.yaml --workers 2",
-    f"{EXTRACT} --scaling tf --scheduler {{scheduler}}",
-    f"{TRAIN} SVC --param C=2 --scheduler {{scheduler}}",
-    "run pipeline.yaml --scheduler {scheduler}",
+    f"{EXTRACT} --scaling tf --workers {{scheduler}}",
+    f"{TRAIN} SVC --param C=2 --workers {{scheduler}}",
+    "run pipeline.yaml --workers {scheduler}",
 ]
 # Commands that others come before.
 SLOW_BEFORE = {
@@ -155,14 +155,13 @@ PIPELINES: list[dict[str, Any]] = [
     },
     {
         "backbone": {"model": "tiny.keras", "precision": ["float32", "float16", "bfloat16"]},
-        "extract": {"dtype": "auto", "batch_size": "auto", "engine": "auto", "replace": True},
+        "extract": {"dtype": "auto", "batch_size": "auto", "engine": "auto"},
     },
-    {"data": {"path": "photos", "views": 1, "augmentation": FLIPS}, "promote": {}},
     {
         "layers": ["conv_a:avg", "conv_b:avg"],
         "heads": [
             {"head": "ridge", "params": {"solver": "lsqr"}, "grid": {"alpha": [1, 2]}, "seed": 2},
-            {"head": "knn", "layers": ["conv_a:avg"], "label": "k", "tags": ["a"], "note": "text"},
+            {"head": "knn", "label": "k", "tags": ["a"], "note": "text"},
         ],
         "folds": 3,
         "seeds": 2,
@@ -189,9 +188,6 @@ PIPELINES: list[dict[str, Any]] = [
     {**NUMBERS, "folds": 3, "select": {"metric": "r2"}},
     {**NUMBERS, "folds": 3, "select": {"metric": "rmse"}, "baseline": {}, "promote": {}},
 ]
-# As options of the command.
-IN_PROCESSES: list[dict[str, Any]] = [{"workers": 2}, {"scheduler": "{scheduler}"}]
-
 STORED: dict[str, Any] = {"name": "many", "data": "photos", "heads": ["knn", "ridge"]}
 ON_STORED: list[dict[str, Any]] = [
     {"features": {"model": ["tiny"], "weights": "tiny.keras", "input_size": 16}},
@@ -283,18 +279,6 @@ def test_pipelines_on_stored_features(changes: dict[str, Any]) -> None:
     run_on_stored(changes)
 
 
-@RELIABILITY
-@pytest.mark.usefixtures("_all")
-@pytest.mark.parametrize("changes", IN_PROCESSES, ids=str)
-def test_files_that_start_processes(
-    changes: dict[str, Any], request: pytest.FixtureRequest
-) -> None:
-    if "scheduler" in changes:
-        changes = {"scheduler": request.getfixturevalue("scheduler")}
-    run_pipeline(changes)
-    run_on_stored(changes)
-
-
 def words() -> dict[str, set[str]]:
     """All words of the cases, by command."""
     found: dict[str, set[str]] = {}
@@ -371,7 +355,7 @@ def literals(annotation: Any) -> list[Any]:
 
 
 def test_every_field_and_its_values_have_a_case() -> None:
-    cases = [{**PIPELINE, **case} for case in (*PIPELINES, *IN_PROCESSES)]
+    cases = [{**PIPELINE, **case} for case in PIPELINES]
     cases += [{**STORED, **case} for case in ON_STORED]
     used = [pair for case in cases for pair in given(PipelineSpec.model_validate(case))]
     used += [(field, None) for field, _ in used]

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from featurestore.cli.heads import parse_params
-from featurestore.cli.output import print_table
+from featurestore.cli.output import report
 from featurestore.heads.listing import heads_layout, with_found_params
 from featurestore.store.variants import Variant
 from featurestore.table import Table
@@ -142,7 +142,7 @@ def test_each_data_set_has_a_table_of_its_own(capsys: pytest.CaptureFixture[str]
         for name in ("others", "photos", "photos")
     ]
 
-    print_table(Table(rows, heads_layout))
+    report(rows, Table(rows, heads_layout))
 
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("data set")] == [

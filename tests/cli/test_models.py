@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from featurestore.cli.models import print_splits, promote_command
+from featurestore.cli.models import promote_command
 from featurestore.promotion import FineTuning
+from featurestore.promotion.report import splits_grid
 from tests.cli.conftest import Place
 from tests.toys import featurestore, take_photos
 
@@ -24,7 +25,7 @@ def model(place: Place, promoted: Path) -> str:
 def test_the_options_of_promote_are_those_of_the_library() -> None:
     options = {each.name for each in promote_command.params}
 
-    own = {"head", "best", "output", "store", "as_json", "model", "weights", "images"}
+    own = {"head", "best", "output", "store", "json", "model", "weights", "images"}
     assert options - own == set(FineTuning.model_fields)
 
 
@@ -81,15 +82,15 @@ def test_promote_fine_tunes(place: Place) -> None:
     assert "fine-tune: epoch 2 of 2: " in result.err
 
 
-def test_metrics_before_and_after_stand_in_one_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_before_and_after_stand_in_one_table() -> None:
     before, after = (
         {"val": {"rows": 9, "accuracy": value, "confusion": [], "images_were": "selected on"}}
         for value in (0.5, 0.75)
     )
 
-    print_splits({"before": before, "after": after}, tuned=True)
+    grid = splits_grid({"before": before, "after": after}, tuned=True)
 
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    lines = [" ".join(line.split()) for line in grid.text().splitlines()]
     assert lines == [
         "fine-tuning split images were rows accuracy",
         "before val selected on 9 0.500",

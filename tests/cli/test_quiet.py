@@ -11,7 +11,7 @@ from tests.toys import featurestore
 
 PROGRAM = """
 import logging, warnings
-from featurestore.cli.quiet import quiet_libraries
+from featurestore.cli.output import quiet_libraries
 quiet_libraries()
 quiet_libraries()
 from featurestore.errors import FeatureStoreWarning

@@ -402,7 +402,7 @@ def test_a_worker_that_outlives_its_client_damages_nothing(
 ) -> None:
     """It still writes float16 when another process asks for float32."""
     place, address = tmp_path / "store", processes.having(1)
-    options = ["--layer", "conv_2", "--batch-size", "4", "--store", place, "--scheduler", address]
+    options = ["--layer", "conv_2", "--batch-size", "4", "--store", place, "--workers", address]
     command = [sys.executable, "-m", "featurestore", "extract", many, "--model", slow, *options]
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL) as client:
         until = time.monotonic() + STARTS_WITHIN

@@ -132,7 +132,8 @@ def test_the_quickstart_shows_that_layers_and_heads_differ(
     scores: dict[str, dict[Any, float]] = {"features": {}, "pixels": {}}
     for row in manifest["heads"]:
         which = (row["layer"], row["estimator"], json.dumps(row["params"]))
-        scores[row["on"]][which] = row["metrics"]["test"]["accuracy"]
+        on = "pixels" if row["model"] == "pixels" else "features"
+        scores[on][which] = row["metrics"]["test"]["accuracy"]
     layers = {which[0] for which in scores["features"]}
     best = {layer: max(value for which, value in scores["features"].items() if which[0] == layer)
             for layer in layers}  # fmt: skip
