@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.errors import FeatureStoreWarning, HeadError, received
-from featurestore.features import Features, stored, without_boundaries
+from featurestore.features import stored, without_boundaries
 from featurestore.heads import metrics
 from featurestore.heads.events import LayerRanked
 from featurestore.heads.listing import ranking_layout
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
 
 MOST_ROWS = 2000
-# Of a layer at most this many numbers are read, which takes about 0.5 GB. One very wide layer
+# Of a layer at most this many numbers are read, which takes about 0.7 GB. One very wide layer
 # reduces the rows that all are ranked on, to this many at least.
 MOST_VALUES = 50_000_000
 FEWEST_ROWS = 200
@@ -45,8 +45,8 @@ def rank(
 ) -> Table[dict[str, Any]]:
     """Rank the stored layers of a data set by how well a head would do on each.
 
-    No head is trained. Two scores are computed, see `featurestore.heads.transferability`, from the
-    same training rows of all layers: the first of content order, which are a fair sample.
+    No head is trained. Both scores (see docs/choosing.md) are computed from the same training rows
+    of all layers: the first of content order, which are a fair sample.
 
     Parameters
     ----------
@@ -56,11 +56,9 @@ def rank(
         By default FEATURESTORE_STORE, else ``./store``.
     model : str, path or sequence of str, optional
         Only layers of this backbone, or of these.
-    by : str
-        The score to sort by.
-
-        - ``"logme"``: log evidence of a Bayesian linear model.
-        - ``"ridge"``: accuracy, or R², of ridge, leaving out each row (and its group) by turns.
+    by : {"logme", "ridge"}
+        The score to sort by: the log evidence of a Bayesian linear model; or the accuracy, or R²,
+        of ridge that predicts each row from those of other groups.
     on_event : callable, optional
         Receives `LayerRanked` after each layer.
     **variant
@@ -71,10 +69,9 @@ def rank(
     Table of dict
         Best first: ``key``, ``model``, ``layer``, ``by``, ``score`` (that one's value), each score
         by its name (ridge is None if all rows are of one group), ``metric`` of ridge ("accuracy" or
-        "r2"), ``spread`` (standard error of ridge), ``rows``, ``dims`` (numbers per row),
-        ``bytes`` (per row, as stored, uncompressed), ``shape`` (of a row), ``prefix`` (first digits
-        of the prefix digest) and the fields of `Variant`: ``input_size``, ``resize``, ``weights``,
-        ….
+        "r2"), ``rows``, ``dims`` (numbers per row), ``bytes`` (per row, as stored, uncompressed),
+        ``shape`` (of a row), ``prefix`` (first digits of the prefix digest) and the fields of
+        `Variant`: ``input_size``, ``resize``, ``weights``, ….
 
     Raises
     ------
@@ -106,47 +103,38 @@ def rank(
         )
     samples = complete[0].dataset
     check_labels(samples)
-    widest = max(map(_dims, complete))
+    widest = max(int(np.prod(features.shape[1:])) for features in complete)
     limit = min(MOST_ROWS, max(FEWEST_ROWS, MOST_VALUES // widest))
-    chosen = samples.rows("train", labelled=True, views=False)[:limit]
-    groups = None if samples.groups is None else samples.groups[chosen]
-    y = samples.targets[chosen]
+    numbers = samples.rows("train", labelled=True, views=False)[:limit]
+    groups = None if samples.groups is None else samples.groups[numbers]
     table, emit = [], receiver(on_event)
     for done, features in enumerate(complete, 1):
-        X = features.read(chosen, np.float32).reshape(len(chosen), -1)
+        X = features.read(numbers, np.float32).reshape(len(numbers), -1)
         if not np.isfinite(X).all():
             raise HeadError(
                 f"{features.key} cannot be ranked: its training rows have NaN or infinity, which "
                 "`featurestore extract` never stores",
                 remedy="run `featurestore verify`",
             )
-        values = transferability(X, y, groups)
-        table.append(_row(features, values, by, len(chosen)))
+        scores = transferability(X, samples.targets[numbers], groups)
+        table.append(
+            {
+                "key": str(features.key),
+                "model": features.key.model,
+                "layer": features.ref,
+                "by": by,
+                "score": scores[by],
+                "metric": metrics.primary(str(features.task)),
+                **scores,
+                "rows": len(numbers),
+                "dims": X.shape[1],
+                "bytes": X.shape[1] * features.dtype.itemsize,
+                "shape": list(features.shape[1:]),
+                "prefix": features.key.short.prefix,
+                **Variant.of(features.group.provenance).to_dict(),
+            }
+        )
         emit(LayerRanked(str(features.key), done, len(complete)))
     # Of each score, more is better.
     table.sort(key=lambda row: (row["score"] is None, -(row["score"] or 0), row["dims"]))
     return Table(table, ranking_layout)
-
-
-def _dims(features: Features) -> int:
-    return int(np.prod(features.shape[1:]))
-
-
-def _row(
-    features: Features, values: Mapping[str, float | None], by: Score, rows: int
-) -> dict[str, Any]:
-    return {
-        "key": str(features.key),
-        "model": features.key.model,
-        "layer": features.ref,
-        "by": by,
-        "score": values[by],
-        "metric": metrics.primary(str(features.task)),
-        **values,
-        "rows": rows,
-        "dims": _dims(features),
-        "bytes": _dims(features) * features.dtype.itemsize,
-        "shape": list(features.shape[1:]),
-        "prefix": features.key.short.prefix,
-        **Variant.of(features.group.provenance).to_dict(),
-    }

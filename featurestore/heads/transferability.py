@@ -6,7 +6,6 @@ better.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,8 +17,6 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # Directions with less than this part of the largest variance are left out.
 SMALLEST = 1e-10
 TINY = float(np.finfo(np.float64).tiny)
-# Numbers that are converted to float64 at once.
-PART = 4_000_000
 
 
 def transferability(
@@ -39,130 +36,74 @@ def transferability(
     Returns
     -------
     dict
-        The value of each of `SCORES`, and ``spread``, the standard error of ridge. Ridge and its
-        spread are None if all rows are of one group.
+        The value of each of `SCORES`. Ridge is None if all rows are of one group.
     """
-    rows = Decomposed.of(X, y, groups)
-    scores: dict[str, float | None] = {"logme": logme(rows), "ridge": None, "spread": None}
-    if rows.groups.any():
-        shares = ridge(rows)
-        scores["ridge"] = float(shares.mean())
-        scores["spread"] = float(shares.std() / np.sqrt(len(shares)))
+    targets = np.asarray(y, np.float64)[:, None]
+    if y.dtype.kind == "i":
+        targets = (y[:, None] == np.unique(y)).astype(np.float64)
+    left, squares = _decomposed(X)
+    groups = np.arange(len(X)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    centred = targets - targets.mean(axis=0)
+    scores: dict[str, float | None] = {"logme": logme(left, squares, centred), "ridge": None}
+    if groups.any():
+        penalties = [penalty * X.shape[1] for penalty in PENALTIES]
+        residuals = ridge(left, squares, centred, groups, penalties)
+        if y.dtype.kind == "i":
+            # Of classes with as many votes, the first.
+            predicted = (targets - residuals).round(9).argmax(axis=1)
+            scores["ridge"] = float((predicted == targets.argmax(axis=1)).mean())
+        else:
+            total = max(float(np.square(centred).sum()), TINY)
+            scores["ridge"] = 1 - float(np.square(residuals).sum()) / total
     return scores
 
 
-@dataclass(frozen=True)
-class Decomposed:
-    """The training rows of a layer, decomposed.
-
-    Attributes
-    ----------
-    left : ndarray (row, direction)
-        U, float64.
-    squares : ndarray (direction,)
-        Squares of the singular values, S².
-    features : int
-    targets : ndarray (row, target)
-        Centred: one column for each class, which is 1 in its rows and else 0; or the values.
-    codes : ndarray (row,) or None
-        Class of each row, from 0; None for regression.
-    groups : ndarray (row,)
-        Numbers from 0; each row has its own, if there are no groups.
-    """
-
-    left: np.ndarray
-    squares: np.ndarray
-    features: int
-    targets: np.ndarray
-    codes: np.ndarray | None
-    groups: np.ndarray
-
-    @classmethod
-    def of(cls, X: np.ndarray, y: np.ndarray, groups: np.ndarray | None) -> Decomposed:
-        """Standardize ``X``, float32 (row, feature), and decompose it."""
-        codes = None
-        targets = np.asarray(y, np.float64)[:, None]
-        if y.dtype.kind == "i":
-            classes, codes = np.unique(y, return_inverse=True)
-            targets = np.eye(len(classes))[codes]
-        left, squares = _decomposed(X)
-        targets = targets - targets.mean(axis=0)
-        own = np.arange(len(X)) if groups is None else np.unique(groups, return_inverse=True)[1]
-        return cls(left, squares, X.shape[1], targets, codes, own)
-
-
 def _decomposed(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return U and S² of the standardized rows."""
-    count, features = X.shape
-    wide = features > count
-    gram = np.zeros((count, count) if wide else (features, features))
-    step = max(1, PART // count)
-    mean, scale = np.empty(features), np.empty(features)
-    for start in range(0, features, step):
-        part = X[:, start : start + step].astype(np.float64)
-        span = slice(start, start + step)
-        mean[span], scale[span] = part.mean(axis=0), part.std(axis=0)
-        # A feature that is constant, but for rounding, stays zero.
-        scale[span][scale[span] <= 1e-7 * np.abs(mean[span])] = np.inf
-        if wide:
-            part = (part - mean[span]) / scale[span]
-            gram += part @ part.T
-    if wide:
-        squares, left = np.linalg.eigh(gram)
-    else:
-        Z = (X - mean) / scale
-        squares, right = np.linalg.eigh(Z.T @ Z)
+    """Standardize the rows; return U (row, direction) and S² (direction,), float64."""
+    Z = X.astype(np.float64)
+    mean = Z.mean(axis=0)
+    Z -= mean
+    scale = np.sqrt(np.einsum("rf,rf->f", Z, Z) / len(Z))
+    # A feature that is constant, but for rounding, becomes zero.
+    scale[scale <= 1e-7 * np.abs(mean)] = np.inf
+    Z /= scale
+    wide = Z.shape[1] > len(Z)
+    squares, directions = np.linalg.eigh(Z @ Z.T if wide else Z.T @ Z)
     used = squares > max(SMALLEST * squares[-1], TINY)
-    squares = squares[used]
-    left = left[:, used] if wide else Z @ (right[:, used] / np.sqrt(squares))
-    return left, squares
+    squares, directions = squares[used], directions[:, used]
+    return directions if wide else Z @ (directions / np.sqrt(squares)), squares
 
 
-def ridge(rows: Decomposed) -> np.ndarray:
-    """Return whether ridge predicts each row, or its share in R², from the others: (row,).
+def ridge(
+    left: np.ndarray,
+    squares: np.ndarray,
+    targets: np.ndarray,
+    groups: np.ndarray,
+    penalties: list[float],
+) -> np.ndarray:
+    """Return the residuals (row, target) of ridge that predicts each row from other groups.
 
-    The others are the rows of other groups. One penalty serves all rows: that with the least
-    squared error. Means and deviations are those of all rows.
+    One penalty serves all rows: that with the least squared error. Means and deviations are those
+    of all rows. The residuals r of a fit on all rows give those without a group, ``(I - H)⁻¹ r``,
+    where H is the part of the hat matrix between its rows: Cook and Weisberg, "Residuals and
+    Influence in Regression", 1982.
     """
-    residuals = []
-    for penalty in PENALTIES:
-        shrunk = rows.squares / (rows.squares + penalty * rows.features)
-        fitted = (rows.left * shrunk) @ (rows.left.T @ rows.targets)
-        residuals.append(_left_out(rows, shrunk, rows.targets - fitted))
-    best = min(residuals, key=lambda left_out: float(np.square(left_out).sum()))
-    return _shares(rows, best)
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
+    candidates = []
+    for penalty in penalties:
+        shrunk = squares / (squares + penalty)
+        residuals = targets - (left * shrunk) @ (left.T @ targets)
+        if len(members) == len(left):  # Each row is a group.
+            residuals /= (1 - np.square(left) @ shrunk - 1 / len(left))[:, None]
+        else:
+            for rows in members:
+                hat = (left[rows] * shrunk) @ left[rows].T + 1 / len(left)
+                residuals[rows] = np.linalg.solve(np.eye(len(rows)) - hat, residuals[rows])
+        candidates.append(residuals)
+    return min(candidates, key=lambda residuals: float(np.square(residuals).sum()))
 
 
-def _left_out(rows: Decomposed, shrunk: np.ndarray, residuals: np.ndarray) -> np.ndarray:
-    """Return the residuals of a fit without a row and its group, from those of a fit on all rows.
-
-    They are ``(I - H)⁻¹ r``, where H is the part of the hat matrix between these rows: Cook and
-    Weisberg, "Residuals and Influence in Regression", 1982.
-    """
-    left, count = rows.left, len(rows.left)
-    if rows.groups.max() + 1 == count:
-        leverage = np.square(left) @ shrunk + 1 / count
-        return residuals / (1 - leverage)[:, None]
-    left_out = np.empty_like(residuals)
-    order = np.argsort(rows.groups, kind="stable")
-    for part in np.split(order, np.cumsum(np.bincount(rows.groups))[:-1]):
-        hat = (left[part] * shrunk) @ left[part].T + 1 / count
-        left_out[part] = np.linalg.solve(np.eye(len(part)) - hat, residuals[part])
-    return left_out
-
-
-def _shares(rows: Decomposed, residuals: np.ndarray) -> np.ndarray:
-    """Return the share of each row in the accuracy or in R², which is the mean of the shares."""
-    if rows.codes is None:
-        return 1 - np.square(residuals[:, 0]) / max(np.square(rows.targets).mean(), TINY)
-    # Centred targets of a class differ from 0 and 1 by its frequency.
-    frequency = np.bincount(rows.codes) / len(rows.codes)
-    predicted = rows.targets - residuals + frequency
-    # Of classes with as many votes, the first.
-    return (predicted.round(9).argmax(axis=1) == rows.codes).astype(np.float64)
-
-
-def logme(rows: Decomposed) -> float:
+def logme(left: np.ndarray, squares: np.ndarray, targets: np.ndarray) -> float:
     """Return LogME: the log evidence of a Bayesian linear model for each row and target.
 
     References
@@ -171,13 +112,13 @@ def logme(rows: Decomposed) -> float:
     Learning", ICML 2021; its fixed-point iteration is from "Ranking and Tuning Pre-trained Models",
     JMLR 2022. Here targets are centred and features standardized.
     """
-    return float(np.mean([_evidence(rows, target) for target in rows.targets.T]))
+    return float(np.mean([_evidence(left, squares, target) for target in targets.T]))
 
 
-def _evidence(rows: Decomposed, target: np.ndarray) -> float:
+def _evidence(left: np.ndarray, squares: np.ndarray, target: np.ndarray) -> float:
     # The mean, which is taken off, is one of the dimensions of the targets.
-    squares, count = rows.squares, len(target) - 1
-    along = np.square(rows.left.T @ target)
+    count = len(target) - 1
+    along = np.square(left.T @ target)
     beside = max(0.0, float(target @ target - along.sum()))
     alpha = beta = 1.0
     for _ in range(100):
