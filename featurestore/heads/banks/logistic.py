@@ -22,7 +22,7 @@ VARIES = frozenset({"C"})
 # A head has converged when its objective is estimated to be above the lowest by this share of it.
 TOLERANCE = 1e-6
 # Numbers in the rows that are computed in float64: there it costs nothing that a user feels.
-SMALL = 1 << 23
+SMALL = 1 << 18
 # Numbers in the curvatures of all classes; with more, the classes share one.
 MOST_CURVATURE = 1 << 27
 # Rows that a curvature is estimated from, for each feature.
@@ -30,7 +30,7 @@ ROWS_A_FEATURE = 8
 # A curvature serves for this distance in log C, and for so many iterations of one head.
 REACH, ITERATIONS = 0.8, 25
 # An objective that the descent began with may be so many times the last one.
-NEAR = 1.01
+NEAR = 1.05
 # Numbers in the products of rows, features and classes that one thread computes.
 ONE_THREAD = 1 << 25
 
@@ -258,7 +258,7 @@ class _Path:
             self._curve(place, found)
         if len(found) > 1:
             found = found - found.mean(axis=0)  # To shift all classes alike changes no prediction.
-        self.solved.append((place, found))
+        self.solved = [*self.solved[-2:], (place, found)]
         return found, iterations, converged
 
     def _curve(self, place: float, found: np.ndarray) -> None:
@@ -267,7 +267,7 @@ class _Path:
     def _start(self, place: float) -> np.ndarray:
         """Return Lagrange's polynomial in log ``C`` through the last three heads."""
         start = np.zeros(self.loss.shape)
-        near = dict(self.solved[-3:])
+        near = dict(self.solved)
         for node, found in near.items():
             others = np.array([other for other in near if other != node])
             start += np.prod((place - others) / (node - others)) * found
@@ -289,10 +289,11 @@ class _Path:
         shared = len(factors) < len(start)
 
         def solve(values: np.ndarray, trans: int) -> np.ndarray:
+            options = {"trans": trans, "lower": True, "check_finite": False}
             if shared:
-                return solve_triangular(factors[0], values.T, trans=trans, lower=True).T
+                return solve_triangular(factors[0], values.T, **options).T
             pairs = zip(factors, values, strict=True)
-            return np.stack([solve_triangular(f, v, trans=trans, lower=True) for f, v in pairs])
+            return np.stack([solve_triangular(*pair, **options) for pair in pairs])
 
         first, gap = np.nan, np.inf
 
@@ -322,6 +323,5 @@ class _Path:
             callback=ended,
             options={"maxcor": 20, "maxiter": iterations, "ftol": 0, "gtol": 0},
         )
-        objective(result.x)
         found = solve(result.x.reshape(start.shape), 1)
         return found, first, float(result.fun), gap, int(result.nit)
