@@ -234,7 +234,7 @@ class _Path:
     def __init__(self, loss: _Loss) -> None:
         self.loss = loss
         self.solved: list[tuple[float, np.ndarray]] = []
-        self.place, self.curvatures = -np.inf, list[np.ndarray]()
+        self.place, self.factors = -np.inf, list[np.ndarray]()
 
     def minimize(self, c: float, max_iter: int) -> tuple[np.ndarray, int, bool]:
         """Return coefficients, iterations, and whether they have converged."""
@@ -262,7 +262,14 @@ class _Path:
         return found, iterations, converged
 
     def _curve(self, place: float, found: np.ndarray) -> None:
-        self.place, self.curvatures = place, self.loss.curvatures(found)
+        from scipy.linalg import cholesky
+
+        self.place, self.factors = place, []
+        for curvature in self.loss.curvatures(found):
+            bent = np.exp(place) * curvature.astype(np.float64)
+            rounding = np.finfo(curvature.dtype).eps * bent.trace() + 1e-12
+            bent[np.diag_indices_from(bent)] += self.loss.penalty + rounding
+            self.factors.append(cholesky(bent, lower=True, overwrite_a=True, check_finite=False))
 
     def _start(self, place: float) -> np.ndarray:
         """Return Lagrange's polynomial in log ``C`` through the last three heads."""
@@ -277,15 +284,11 @@ class _Path:
         self, c: float, start: np.ndarray, iterations: int
     ) -> tuple[np.ndarray, float, float, float, int]:
         """Return coefficients, objectives before and after, the gap to the lowest, iterations."""
-        from scipy.linalg import cholesky, solve_triangular
+        from scipy.linalg import solve_triangular
         from scipy.optimize import minimize
 
-        penalty, factors = self.loss.penalty, []
-        for curvature in self.curvatures:
-            bent = c * curvature.astype(np.float64)
-            rounding = np.finfo(curvature.dtype).eps * bent.trace() + 1e-12
-            bent[np.diag_indices_from(bent)] += penalty + rounding
-            factors.append(cholesky(bent, lower=True, overwrite_a=True, check_finite=False))
+        penalty = self.loss.penalty
+        factors = [factor * np.sqrt(c / np.exp(self.place)) for factor in self.factors]
         shared = len(factors) < len(start)
 
         def solve(values: np.ndarray, trans: int) -> np.ndarray:
