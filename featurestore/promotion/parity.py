@@ -101,8 +101,9 @@ def head_tolerance(scores: Callable[[np.ndarray], np.ndarray], features: np.ndar
     signs = np.random.default_rng(0).choice(np.array([-1, 1], "f4"), features.shape)
     unmoved = scores(features)
     moved = scores(features * (1 + np.float32(SAME_HEAD) * signs))
-    # Where a bias is large, float32 rounds the sum itself.
-    rounding = 2.0**-20 * np.abs(unmoved).max()
+    # Float32 rounds a sum and its bias, also where they cancel: the sum changes with all features.
+    grown = scores(features * np.float32(1 + 2.0**-12))
+    rounding = 2.0**-17 * (2.0**12 * np.abs(grown - unmoved).max() + np.abs(unmoved).max())
     return float(np.abs(moved - unmoved).max() + rounding)
 
 
