@@ -20,7 +20,7 @@ from featurestore.heads.metrics import Predicted
 
 VARIES = frozenset({"C"})
 # A head has converged when its objective is estimated to be above the lowest by this share of it.
-TOLERANCE = 1e-6
+TOLERANCE = 5e-7
 # Numbers in the rows that are computed in float64: there it costs nothing that a user feels.
 SMALL = 1 << 18
 # Numbers in the curvatures of all classes; with more, the classes share one.
@@ -28,7 +28,7 @@ MOST_CURVATURE = 1 << 27
 # Rows that a curvature is estimated from, for each feature.
 ROWS_A_FEATURE = 8
 # A curvature serves for this distance in log C, and for so many iterations of one head.
-REACH, ITERATIONS = 0.8, 25
+REACH, ITERATIONS = 0.8, 60
 # An objective that the descent began with may be so many times the last one.
 NEAR = 1.05
 # Numbers in the products of rows, features and classes that one thread computes.
@@ -207,9 +207,10 @@ class _Loss:
             chances /= chances.sum(axis=1, keepdims=True)
             share[part] = (chances * (1 - chances))[:, -self.shape[0] :]
         share *= self.weights[:, None]
-        if self.shape[0] * self.shape[1] ** 2 > MOST_CURVATURE:
-            share = share.mean(axis=1, keepdims=True)
         draw, most = np.random.default_rng(0), ROWS_A_FEATURE * self.shape[1]
+        # Of few rows, many passes cost less than the curvatures of all classes.
+        if len(share) <= most or self.shape[0] * self.shape[1] ** 2 > MOST_CURVATURE:
+            share = share.mean(axis=1, keepdims=True)
         curvatures = []
         for column in share.T:
             chosen: Any = slice(None)
