@@ -80,7 +80,8 @@ def cells(line: str) -> list[str]:
 
 def table_of_heads(lines: list[str]) -> dict[tuple[str, ...], list[float]]:
     """Accuracies of the heads that `featurestore run` lists, by head, parameters and layer."""
-    rows = [cells(line) for line in lines]
+    promoted = next(n for n, line in enumerate(lines) if line.startswith("promoted"))
+    rows = [cells(line) for line in lines[:promoted]]
     found = {(row[0], row[1], row[2]): row[3:6] for row in rows if len(row) == 8}
     names = found.pop(("head", "parameters", "layer"))
     assert names == ["val accuracy", "test accuracy", "test on pixels"]
