@@ -180,6 +180,8 @@ def banks(candidates: Iterable[Candidate]) -> list[Bank]:
 
 
 def _family(candidate: Candidate) -> Family | None:
+    from sklearn.preprocessing import StandardScaler
+
     template = candidate.template
     if candidate.kind != "sklearn" or candidate.nameless:
         return None
@@ -188,7 +190,7 @@ def _family(candidate: Candidate) -> Family | None:
     *before, (_, last) = _steps(template)
     name = FAMILIES.get(type(last).__name__)
     # Other rows may lose digits in what the families compute.
-    if name is None or not (before and type(before[-1][1]).__name__ == "StandardScaler"):
+    if name is None or not (before and type(before[-1][1]) is StandardScaler):
         return None
     family: Any = import_module(f"featurestore.heads.banks.{name}")
     return family if family.takes(last) else None
