@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from featurestore.heads.banks.linear import decisions, labels, parts
+from featurestore.heads.banks.linear import decisions, is_default, is_positive, labels, parts
 from featurestore.heads.metrics import Predicted
 
 VARIES = frozenset({"C"})
 # A head has converged when its objective is estimated to be above the lowest by this share of it.
 TOLERANCE = 5e-7
-# Numbers in the rows that are computed in float64: there it costs nothing that a user feels.
+# Rows of at most so many numbers are computed in float64, which takes no noticeable time there.
 SMALL = 1 << 18
 # Numbers in the curvatures of all classes; with more, the classes share one.
 MOST_CURVATURE = 1 << 27
 # Rows that a curvature is estimated from, for each feature.
 ROWS_A_FEATURE = 8
-# A curvature serves for this distance in log C, and for so many iterations of one head.
+# A curvature is used for heads within this distance in log C, and for so many iterations of one.
 REACH, ITERATIONS = 0.8, 60
-# An objective that the descent began with may be so many times the last one.
+# The estimate of the gap holds if the objective fell by at most this factor since the curvature.
 NEAR = 1.05
 # Numbers in the products of rows, features and classes that one thread computes.
 ONE_THREAD = 1 << 25
@@ -45,18 +45,12 @@ def takes(estimator: Any) -> bool:
 
     if type(estimator) is not LogisticRegression or getattr(estimator, "_skl_callbacks", None):
         return False
-    params, default = estimator.get_params(deep=False), LogisticRegression().get_params(deep=False)
-    free = {"C", "max_iter", "fit_intercept", "class_weight", "random_state"}
     return (
-        all(params[name] == value for name, value in default.items() if name not in free)
-        and _is_positive(params["C"], Real)
-        and _is_positive(params["max_iter"], Integral)
-        and isinstance(params["fit_intercept"], bool | np.bool_)
+        is_default(estimator, {"C", "max_iter", "fit_intercept", "class_weight", "random_state"})
+        and is_positive(estimator.C, Real)
+        and is_positive(estimator.max_iter, Integral)
+        and isinstance(estimator.fit_intercept, bool | np.bool_)
     )
-
-
-def _is_positive(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and 0 < float(value) < np.inf
 
 
 def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
@@ -103,13 +97,13 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
         rows, to_features = _in_their_span(X)
         path = _Path(_Loss(rows, codes, weights, len(classes), bool(first.fit_intercept)))
         for head in sorted(estimators, key=lambda head: head.C):
-            found, iterations, converged = path.minimize(float(head.C), int(head.max_iter))
+            coefficients, iterations, converged = path.minimize(float(head.C), int(head.max_iter))
             head.classes_, head.n_iter_ = classes, np.array([max(iterations, 1)], np.int32)
             head.n_features_in_ = X.shape[1]
-            head.coef_ = to_features(found[:, : rows.shape[1]]).astype(X.dtype)
-            head.intercept_ = np.zeros(len(found), X.dtype)
+            head.coef_ = to_features(coefficients[:, : rows.shape[1]]).astype(X.dtype)
+            head.intercept_ = np.zeros(len(coefficients), X.dtype)
             if first.fit_intercept:
-                head.intercept_ = found[:, -1].astype(X.dtype)
+                head.intercept_ = coefficients[:, -1].astype(X.dtype)
             if not converged:
                 warning = ConvergenceWarning(
                     f"logistic regression with C={head.C:g} has not converged after {iterations} "
@@ -149,8 +143,9 @@ def _in_their_span(X: np.ndarray) -> tuple[np.ndarray, Any]:
     values, vectors = eigh(products, overwrite_a=True, check_finite=False)
     # Products of doubles have no more digits.
     kept = values > values[-1] * 1e-12
-    lengths = np.sqrt(values[kept])
-    return vectors[:, kept] * lengths, lambda found: (found @ (vectors[:, kept] / lengths).T) @ X
+    vectors, lengths = vectors[:, kept], np.sqrt(values[kept])
+    basis = (vectors / lengths).T
+    return vectors * lengths, lambda coefficients: (coefficients @ basis) @ X
 
 
 class _Loss:
@@ -171,41 +166,39 @@ class _Loss:
         self.penalty[-1] -= intercept
         self.shape = (1 if classes == 2 else classes, X.shape[1])
 
-    def _blocks(self, found: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        """Yield slices, rows, and logits of all classes less their maximum, (row, class)."""
-        single = found.T.astype(self.kind)
+    def _blocks(self, coefficients: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Yield slices, rows, and the log probabilities of all classes, (row, class)."""
+        from scipy.special import log_softmax
+
+        single = coefficients.T.astype(self.kind)
         for part in parts(*self.rows.shape):
             rows = self.rows[part].astype(self.kind, copy=False)
             logits = rows @ single
             if self.classes == 2:
                 logits = np.hstack([np.zeros_like(logits), logits])
-            yield part, rows, logits - logits.max(axis=1, keepdims=True)
+            yield part, rows, log_softmax(logits, axis=1)
 
-    def __call__(self, found: np.ndarray) -> tuple[float, np.ndarray]:
+    def __call__(self, coefficients: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the loss and its gradient, (column, feature)."""
         loss, gradient = 0.0, np.zeros(self.shape)
-        for part, rows, logits in self._blocks(found):
-            place = np.arange(len(rows)), self.codes[part]
-            own = logits[place].astype(np.float64)
-            wrong = np.exp(logits)
-            total = wrong.sum(axis=1)
-            loss += float(self.weights[part] @ (np.log(total.astype(np.float64)) - own))
-            wrong /= total[:, None]
-            wrong[place] -= 1
-            wrong *= self.weights[part, None].astype(self.kind)
-            gradient += wrong[:, -len(gradient) :].T @ rows
+        for part, rows, log_probabilities in self._blocks(coefficients):
+            own = np.arange(len(rows)), self.codes[part]
+            loss -= float(self.weights[part] @ log_probabilities[own])
+            residual = np.exp(log_probabilities)
+            residual[own] -= 1
+            residual *= self.weights[part, None].astype(self.kind)
+            gradient += residual[:, -len(gradient) :].T @ rows
         return loss, gradient
 
-    def curvatures(self, found: np.ndarray) -> list[np.ndarray]:
+    def curvatures(self, coefficients: np.ndarray) -> list[np.ndarray]:
         """Return for each column the second derivatives, (feature, feature), or one mean of all.
 
         Of many rows, a random part: each with a probability in proportion to its share.
         """
         share = np.empty((len(self.rows), self.shape[0]))
-        for part, _, logits in self._blocks(found):
-            chances = np.exp(logits)
-            chances /= chances.sum(axis=1, keepdims=True)
-            share[part] = (chances * (1 - chances))[:, -self.shape[0] :]
+        for part, _, log_probabilities in self._blocks(coefficients):
+            probabilities = np.exp(log_probabilities[:, -self.shape[0] :])
+            share[part] = probabilities * (1 - probabilities)
         share *= self.weights[:, None]
         draw, most = np.random.default_rng(0), ROWS_A_FEATURE * self.shape[1]
         # Of few rows, many passes cost less than the curvatures of all classes.
@@ -240,12 +233,12 @@ class _Path:
     def minimize(self, c: float, max_iter: int) -> tuple[np.ndarray, int, bool]:
         """Return coefficients, iterations, and whether they have converged."""
         place, iterations = float(np.log(c)), 0
-        found = self._start(place)
+        coefficients = self._start(place)
         if place - self.place > REACH:
-            self._curve(place, found)
+            self._curve(place, coefficients)
         while True:
             allowed = min(ITERATIONS, max_iter - iterations)
-            found, first, value, gap, took = self._descend(c, found, allowed)
+            coefficients, first, value, gap, took = self._descend(c, coefficients, allowed)
             iterations += took
             # The gap is estimated with a curvature that must be of somewhere near.
             converged = gap <= TOLERANCE * value and first <= NEAR * value
@@ -256,29 +249,31 @@ class _Path:
                     break
                 # The rounding errors of float32 hide which way is down.
                 self.loss.kind = np.float64
-            self._curve(place, found)
-        if len(found) > 1:
-            found = found - found.mean(axis=0)  # To shift all classes alike changes no prediction.
-        self.solved = [*self.solved[-2:], (place, found)]
-        return found, iterations, converged
+            self._curve(place, coefficients)
+        if len(coefficients) > 1:
+            coefficients = coefficients - coefficients.mean(
+                axis=0
+            )  # To shift all classes alike changes no prediction.
+        self.solved = [*self.solved[-2:], (place, coefficients)]
+        return coefficients, iterations, converged
 
-    def _curve(self, place: float, found: np.ndarray) -> None:
+    def _curve(self, place: float, coefficients: np.ndarray) -> None:
         from scipy.linalg import cholesky
 
         self.place, self.factors = place, []
-        for curvature in self.loss.curvatures(found):
-            bent = np.exp(place) * curvature.astype(np.float64)
-            rounding = np.finfo(curvature.dtype).eps * bent.trace() + 1e-12
-            bent[np.diag_indices_from(bent)] += self.loss.penalty + rounding
-            self.factors.append(cholesky(bent, lower=True, overwrite_a=True, check_finite=False))
+        for curvature in self.loss.curvatures(coefficients):
+            hessian = np.exp(place) * curvature.astype(np.float64)
+            rounding = np.finfo(curvature.dtype).eps * hessian.trace() + 1e-12
+            hessian[np.diag_indices_from(hessian)] += self.loss.penalty + rounding
+            self.factors.append(cholesky(hessian, lower=True, overwrite_a=True, check_finite=False))
 
     def _start(self, place: float) -> np.ndarray:
         """Return Lagrange's polynomial in log ``C`` through the last three heads."""
         start = np.zeros(self.loss.shape)
         near = dict(self.solved)
-        for node, found in near.items():
+        for node, coefficients in near.items():
             others = np.array([other for other in near if other != node])
-            start += np.prod((place - others) / (node - others)) * found
+            start += np.prod((place - others) / (node - others)) * coefficients
         return start
 
     def _descend(
@@ -288,24 +283,24 @@ class _Path:
         from scipy.linalg import solve_triangular
         from scipy.optimize import minimize
 
-        penalty = self.loss.penalty
-        factors = [factor * np.sqrt(c / np.exp(self.place)) for factor in self.factors]
-        shared = len(factors) < len(start)
+        penalty, factors = self.loss.penalty, self.factors
+        # The factors are those of another C.
+        scale, shared = np.sqrt(c / np.exp(self.place)), len(factors) < len(start)
 
         def solve(values: np.ndarray, trans: int) -> np.ndarray:
             options = {"trans": trans, "lower": True, "check_finite": False}
             if shared:
-                return solve_triangular(factors[0], values.T, **options).T
+                return solve_triangular(factors[0], values.T, **options).T / scale
             pairs = zip(factors, values, strict=True)
-            return np.stack([solve_triangular(*pair, **options) for pair in pairs])
+            return np.stack([solve_triangular(*pair, **options) for pair in pairs]) / scale
 
         first, gap = np.nan, np.inf
 
         def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
             nonlocal first, gap
-            found = solve(flat.reshape(start.shape), 1)
-            loss, gradient = self.loss(found)
-            shrunk = found * penalty
+            coefficients = solve(flat.reshape(start.shape), 1)
+            loss, gradient = self.loss(coefficients)
+            shrunk = coefficients * penalty
             slope = solve(c * gradient + shrunk, 0)
             # Half of Newton's decrement squared, were the curvature exact (Boyd and Vandenberghe
             # 2004, section 9.5.1).
@@ -321,11 +316,11 @@ class _Path:
         begin = [factors[0 if shared else row].T @ values for row, values in enumerate(start)]
         result = minimize(
             objective,
-            np.concatenate(begin),
+            scale * np.concatenate(begin),
             jac=True,
             method="L-BFGS-B",
             callback=ended,
             options={"maxcor": 20, "maxiter": iterations, "ftol": 0, "gtol": 0},
         )
-        found = solve(result.x.reshape(start.shape), 1)
-        return found, first, float(result.fun), gap, int(result.nit)
+        coefficients = solve(result.x.reshape(start.shape), 1)
+        return coefficients, first, float(result.fun), gap, int(result.nit)
