@@ -355,7 +355,7 @@ def test_two_commands_use_one_cluster_at_the_same_time(
 
 
 @pytest.mark.reliability
-def test_a_pipeline_file_names_the_scheduler(
+def test_a_pipeline_runs_on_a_cluster(
     processes: Processes, photos: Path, tmp_path: Path
 ) -> None:
     build_network(tmp_path / "tiny.keras")
@@ -365,11 +365,12 @@ def test_a_pipeline_file_names_the_scheduler(
         "backbone": {"model": "tiny.keras"},
         "layers": ["pool_a:avg"],
         "heads": ["knn"],
-        "scheduler": processes.having(2),
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(spec))
+    address = processes.having(2)
     before = on_workers(processes, jobs)
-    done = featurestore("run", tmp_path / "run.yaml", "--store", tmp_path / "store")
+    words = ("run", tmp_path / "run.yaml", "--store", tmp_path / "store", "--workers", address)
+    done = featurestore(*words)
     assert done.status == 0, done.err
     assert "cluster: 2 workers, 2 threads" in done.err
     assert on_workers(processes, jobs) != before
