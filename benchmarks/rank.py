@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 import featurestore as fs
 from benchmarks.measure import DATA, MOBILENET, MOBILENETV2, STAMPS, VGG16, machine
 from featurestore.heads.banks import logistic
-from featurestore.heads.scores import SCORES, scores
+from featurestore.heads.transferability import SCORES, transferability
 
 EXPANDED = (1, 3, 5, 6, 8, 10, 12, 13, 15, 16)
 LAYERS = {
@@ -111,7 +111,7 @@ def measured(case: str, store: fs.FeatureStore) -> Iterator[Measured]:
             for seed, rows in enumerate(splits(data, case)):
                 groups = None if data.groups is None else data.groups[rows[0]]
                 started = time.perf_counter()
-                found = scores(X[rows[0]], y[rows[0]], groups)
+                found = transferability(X[rows[0]], y[rows[0]], groups)
                 seconds = time.perf_counter() - started
                 val, test = trained(X, y, rows)
                 more = {VALIDATION: val, "test": test, "seconds": seconds}

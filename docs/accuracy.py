@@ -22,16 +22,16 @@ PICTURE = ROOT / "docs" / "accuracy.svg"
 
 def main() -> None:
     """Write docs/accuracy.svg."""
-    runs = (ROOT / "runs" / "quickstart").glob("*/manifest.json")
+    runs = (ROOT / "runs" / "quickstart").glob("*/record.json")
     newest = max(runs, key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise SystemExit("no quickstart run; run: featurestore run pipelines/quickstart.yaml")
     draw(*accuracies(json.loads(newest.read_text(encoding="utf-8"))))
 
 
-def accuracies(manifest: dict[str, Any]) -> tuple[np.ndarray, list[str], list[str]]:
+def accuracies(record: dict[str, Any]) -> tuple[np.ndarray, list[str], list[str]]:
     """Return the validation accuracies of a run, (head, layer), with the heads and the layers."""
-    rows = [row for row in manifest["heads"] if row["on"] == "features"]
+    rows = [row for row in record["heads"] if row["model"] != "pixels"]
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     heads = list(dict.fromkeys(map(label, rows)))
     accuracy = np.full((len(heads), len(layers)), np.nan)
@@ -49,7 +49,7 @@ def drawn() -> list[float]:
 
 def label(row: dict[str, Any]) -> str:
     """Name a head with its parameters: ``logistic C=0.1``."""
-    return " ".join([row["name"], *(f"{key}={value}" for key, value in row["params"].items())])
+    return " ".join([row["estimator"], *(f"{key}={value}" for key, value in row["params"].items())])
 
 
 def draw(accuracy: np.ndarray, heads: list[str], layers: list[str]) -> None:

@@ -28,10 +28,10 @@ def table(heading: str) -> list[dict[str, str]]:
 
 def number(cell: str) -> float:
     """Return the first number of a cell."""
-    found = re.match(r"[\d.]+", cell)
-    if found is None:
+    digits = re.match(r"[\d.]+", cell)
+    if digits is None:
         raise SystemExit(f"no number in {cell!r}")
-    return float(found[0])
+    return float(digits[0])
 
 
 def main() -> None:
@@ -42,12 +42,12 @@ def main() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained")
 
     speed = sorted((number(row["speed-up (turns)"]), row["network"]) for row in engines)
-    left.barh([name for _, name in speed], [each for each, _ in speed], color="tab:blue")
+    left.barh([name for _, name in speed], [ratio for ratio, _ in speed], color="tab:blue")
     left.axvline(1, color="black", linewidth=0.8)
     left.set_title("OpenVINO, times as fast as TensorFlow (float32)", fontsize=9)
 
     share = [(number(row["of the best possible"]), row["network"].split(",")[0]) for row in stages]
-    right.barh([name for _, name in share], [each for each, _ in share], color="tab:green")
+    right.barh([name for _, name in share], [part for part, _ in share], color="tab:green")
     right.axvline(0.9, color="black", linewidth=0.8, linestyle="dotted")
     right.set_xlim(0, 1.1)
     right.set_title("Extraction: share of the best possible", fontsize=9)

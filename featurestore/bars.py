@@ -75,7 +75,7 @@ class Progress:
         name = type(event).__name__
         if name == "HeadReused":
             self._reused += 1
-        elif name == "StageSkipped":
+        elif name == "PipelineStage" and event.up_to_date:
             self._reused = 0  # The line of the stage says it.
         elif name == "HeadWarned":
             # A rare class is the same problem for every head of a run.
@@ -176,24 +176,19 @@ _DRAWINGS: dict[str, Callable[[Any], list[str | Count]]] = {
     ],
     "HeadWarned": lambda event: [f"fit: {event.head}: {event.text}"],
     "LayerRanked": lambda event: [Count("rank", event.done, event.total, "layer")],
+    "PipelineStage": lambda event: [
+        f"[{event.stage}] {'up to date: ' if event.up_to_date else ''}{event.what}"
+    ],
     "PromotionStageStarted": lambda event: [f"promote: {event.what}"],
     "Proved": lambda event: [_proved(event)],
     "RowsComputed": lambda event: [Count("extract", event.done, event.total, "img")],
     "RowsCopied": lambda event: [Count("copy", event.done, event.total, "row")],
     "RowsDerived": lambda event: [Count("derive", event.done, event.total, "row")],
     "Scanned": lambda event: [Count("scan", event.done, event.total, "file")],
-    "StageNoted": lambda event: [f"[{event.stage}] {event.what}"],
-    "StageSkipped": lambda event: [f"[{event.stage}] up to date: {event.what}"],
-    "StageStarted": lambda event: [f"[{event.stage}] {event.what}"],
     "TuningEpochEnded": lambda event: [
         _tuning_epoch_ended(event),
         Count("fine-tune", event.epoch, event.epochs, "epoch"),
     ],
-    "TuningInterrupted": lambda event: [
-        f"fine-tune: interrupted in epoch {event.epoch} of {event.epochs}; epochs are not stored, "
-        "and start over"
-    ],
-    "TuningStarted": lambda event: [_tuning_started(event)],
     "WaitingForOthers": lambda event: [
         f"extract: waiting for another process to finish with {' and '.join(event.layers)}"
     ],
@@ -226,14 +221,6 @@ def _head_fitted(event: Any) -> str:
     return f"fit: {event.head} on {event.layer}{params}: {score}{event.seconds:.1f} s"
 
 
-def _tuning_started(event: Any) -> str:
-    rates = [f"{name} {rate:.2g}" for name, rate in event.rates.items()]
-    # A network may have fifty stages.
-    shown = rates if len(rates) <= 6 else [*rates[:4], "…", rates[-1]]
-    rows = "images" if event.start is None else f"stored {event.start}"
-    return f"fine-tune: epochs on {rows}; rates: {', '.join(shown)}"
-
-
 def _tuning_epoch_ended(event: Any) -> str:
     logs = ", ".join(f"{name} {value:.3f}" for name, value in event.logs.items())
     return f"fine-tune: epoch {event.epoch} of {event.epochs}: {logs}"
@@ -243,12 +230,11 @@ def _proved(event: Any) -> str:
     parity = event.parity
     classes, scores = "", "values"
     if parity.agreement is not None:
-        classes = f"classes {parity.agreement:.1%} ({plural(parity.ties, 'tie')}), "
+        classes = f"classes {parity.agreement:.1%}, "
         scores = "scores"
     return (
-        f"proof: {event.what} agrees with the cached head on {plural(parity.rows, 'row')}: "
-        f"{classes}{scores} within {parity.max_abs_diff:.2g} where rounding explains "
-        f"{parity.tolerance:.2g}"
+        f"proof: the model agrees with the cached head on {plural(parity.rows, 'row')}: "
+        f"{classes}{scores} within {parity.max_abs_diff:.2g}"
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,13 +63,13 @@ class Block:
 
 def blocks(page: Path, *languages: str) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    found = []
+    matching = []
     for match in FENCE.finditer(text):
         line = text.count("\n", 0, match.start("text"))
         block = Block(page, line, match["language"], match["text"], match["skip"] is None)
         if not languages or block.language in languages:
-            found.append(block)
-    return found
+            matching.append(block)
+    return matching
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -301,10 +302,8 @@ def test_a_command_has_help_with_an_example_and_a_place_in_the_pages(name: str) 
     command = cli.get_command(COMMANDS, name)
     assert command is not None
     assert command.help
-    _, found, example = command.help.partition("Example:")
-    assert found, f"{name} --help has no example"
-    lines = list(commands(example))
-    assert lines
+    lines = list(commands(command.help.partition("Example:")[2]))
+    assert lines, f"{name} --help has no example"
     assert all(words[0] == name for words in lines)
     for words in lines:
         parse(words)
@@ -324,6 +323,12 @@ def test_the_examples_of_a_module(
     parts = file.relative_to(ROOT).with_suffix("").parts
     module = importlib.import_module(".".join(part for part in parts if part != "__init__"))
     assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
+
+
+def test_the_reference_is_what_the_code_says() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "reference.py"))["page"]()
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert text == page, "run: python docs/reference.py"
 
 
 def test_the_page_on_python_names_all_that_is_public() -> None:

@@ -155,7 +155,7 @@ WRONG: dict[str, tuple[Callable[[fs.Features], Any], str]] = {
     "best of rows": (lambda f: fs.best([{"head": "ridge"}]), "for a row of the leaderboard"),
     "dataset column": (lambda f: fs.Dataset.open(Column(), name="x"), "the data set is of type"),
     "head params": (lambda f: fs.fit_head(f, "ridge", 3), "the parameters are 3 (int)"),
-    "head seed": (lambda f: fs.fit_head(f, "ridge", seed="one"), "the seed is 'one' (str)"),
+    "head seed": (lambda f: fs.fit_head(f, "ridge", seed="one"), "seed is 'one': input should be"),
     "head load": (lambda f: fs.Head.load(3), "the head is 3 (int)"),
     "head order": (lambda f: fs.Head.load(f.store, "ridge"), "the head is of type"),
     "promote head": (lambda f: fs.promote(f), "the head is of type"),

@@ -106,15 +106,6 @@ class Cuts:
                 )
         return self.number(source)
 
-    def averaged(self, ref: LayerRef) -> LayerRef | None:
-        """Return the whole activation that a ref is the mean of, per channel; None if it is not."""
-        if ref.reduction is not None:
-            return LayerRef(ref.layer) if ref.reduction == "avg" else None
-        node = self._graph.nodes[self.number(ref.layer)]
-        before = self._graph.nodes[node.inputs[0][0]].name
-        is_mean = node.kind.startswith("GlobalAverage") and before in self.names
-        return LayerRef(before) if is_mean else None
-
     def flops(self, refs: Sequence[LayerRef | str], source: str | None = None) -> int:
         """Return the floating-point operations to compute several refs, for one image.
 

@@ -11,8 +11,7 @@ from typing import Any
 import click
 
 from featurestore.cli.interrupts import Interrupts
-from featurestore.cli.output import name_store, say
-from featurestore.cli.quiet import quiet_libraries
+from featurestore.cli.output import flags, quiet_libraries, say
 from featurestore.errors import FeatureStoreError, SpecError, nearest
 
 # command -> module of featurestore.cli that defines it, and its line in `featurestore --help`,
@@ -31,12 +30,12 @@ _COMMANDS = {
     "rank": ("heads", "Rank the stored layers, before any head is trained."),
     "train": ("heads", "Train one head on stored features."),
     "heads": ("heads", "List the trained heads, best first."),
-    "tag": ("heads", "Name or tag a head, or write a note on it."),
+    "tag": ("heads", "Label or tag a head, or write a note on it."),
     "promote": ("models", "Fuse a head and its backbone into one Keras model."),
     "evaluate": ("models", "Evaluate a promoted model on labelled images."),
     "predict": ("models", "Predict images with a promoted model."),
     "run": ("run", "Run a pipeline file: many heads, from images to a promoted model."),
-    "doctor": ("doctor", "Measure this machine, and find the bottleneck of an extraction."),
+    "doctor": ("backbones", "Measure this machine, and find the bottleneck of an extraction."),
 }
 
 
@@ -91,7 +90,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _run(args: list[str]) -> int:
-    with Interrupts(args) as interrupts:
+    with Interrupts() as interrupts:
         try:
             quiet_libraries()
             for stream in (sys.stdout, sys.stderr):
@@ -103,11 +102,10 @@ def _run(args: list[str]) -> int:
         except BaseException as error:
             # Libraries may turn KeyboardInterrupt into another error.
             if interrupts.received or isinstance(error, click.Abort | KeyboardInterrupt):
-                interrupts.report()
-                return interrupts.status
+                return interrupts.report(args)
             return _failed(error)
         finally:
-            name_store(None)
+            flags.clear()
 
 
 def _failed(error: BaseException) -> int:

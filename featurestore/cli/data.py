@@ -2,60 +2,43 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from featurestore.cli.options import (
     backbone_options,
-    cluster_options,
+    cluster_option,
     command,
-    json_option,
+    fields,
     scan_options,
-    store_option,
 )
-from featurestore.cli.output import Progress, print_json, print_table, say
-from featurestore.errors import InputError
+from featurestore.cli.output import Progress, report, say
+from featurestore.errors import StoreError
+from featurestore.pipeline.spec import ExtractSpec
 from featurestore.store import FeatureStore
-from featurestore.table import plural
+from featurestore.table import Grid, plural
 
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
-    from featurestore.dataset.manifest import DatasetEntry
-
-
-def open_data(data: str, store: FeatureStore, progress: Progress, **options: Any) -> Dataset:
-    """Open DATA for recording, with a note if another data set is replaced."""
-    dataset = store.datasets.open(data, on_event=progress, **options)
-    if options["name"] is None:
-        _note_replaced(dataset, store, progress)
-    return dataset
 
 
 def _note_replaced(dataset: Dataset, store: FeatureStore, progress: Progress) -> None:
     """Say so if recording a data set replaces another one of its name."""
-    by = ("plain", "views", "augmentation")
-    for entry in store.datasets.values():
-        same = entry.source == dataset.source and all(
-            entry.options.get(option) == dataset.options.get(option) for option in by
+    with suppress(StoreError):
+        entry = store.datasets.get(dataset.name)
+        made = ("plain", "views", "augmentation")
+        before, now = (
+            [data.source, *(data.options.get(option) for option in made)]
+            for data in (entry, dataset)
         )
-        if entry.name == dataset.name and not same and entry.digest != dataset.digest:
-            before, after = _origin(entry), _origin(dataset)
-            other = "with other settings " if before == after else ""
+        if before != now and entry.digest != dataset.digest:
+            origin = entry.source or repr(entry.options.get("plain", "arrays"))
             progress.say(
-                f"note: {entry.name!r} was {before} so far and is {after} {other}now; use another "
-                "--name to keep both"
+                f"note: this replaces {entry.name!r}, {plural(entry.rows, 'sample')} of {origin}; "
+                "use another --name to keep both"
             )
-
-
-def _origin(data: Dataset | DatasetEntry) -> str:
-    """Return what a data set was recorded from."""
-    if "augmentation" not in data.options:
-        return data.source or "made in Python"
-    layers = [name for layer in json.loads(str(data.options["augmentation"])) for name in layer]
-    views = plural(int(data.options["views"]), "view")
-    return f"{views} of {data.options['plain']!r} by {', '.join(layers)}"
 
 
 @command("scan")
@@ -64,9 +47,7 @@ def _origin(data: Dataset | DatasetEntry) -> str:
 @click.option(
     "--problems", "every", is_flag=True, help="Print every problem, not one line per kind."
 )
-@store_option
-@json_option
-def scan_command(data: str, every: bool, store: str, as_json: bool, **options: Any) -> None:
+def scan_command(data: str, dataset: dict[str, Any], every: bool, store: str) -> None:
     """Record the samples, labels and splits of DATA under a name.
 
     DATA is a folder (with class sub-folders, or flat; folders train, val and test are the splits),
@@ -82,13 +63,12 @@ def scan_command(data: str, every: bool, store: str, as_json: bool, **options: A
     """
     opened = FeatureStore.for_data(data, store)
     with Progress() as progress:
-        dataset = open_data(data, opened, progress, rescan=True, **options)
-    opened.datasets.add(dataset)
-    if as_json:
-        print_json(dataset.summary())
-        return
-    print_dataset(dataset)
-    print_problems(dataset, every=every)
+        scanned = opened.datasets.open(data, rescan=True, on_event=progress, **dataset)
+        if "name" not in dataset:
+            _note_replaced(scanned, opened, progress)
+    opened.datasets.add(scanned)
+    if report(scanned.summary(), *_summary(scanned)):
+        print_problems(scanned, every=every)
 
 
 @command("augment")
@@ -106,15 +86,8 @@ def scan_command(data: str, every: bool, store: str, as_json: bool, **options: A
     help="Augmented views of each training image.",
 )
 @click.option("--name", metavar="NAME", help="Of the augmented data set.  [default: DATA-xN]")
-@store_option
-@json_option
 def augment_command(
-    data: str,
-    augmentation: str | None,
-    views: int | None,
-    name: str | None,
-    store: str,
-    as_json: bool,
+    data: str, augmentation: str | None, views: int | None, name: str | None, store: str
 ) -> None:
     """Record a data set of all samples of DATA and random views of its training images.
 
@@ -134,7 +107,7 @@ def augment_command(
     """
     opened = FeatureStore.for_data(data, store)
     recorded: dict[str, Any] = {}
-    if data in opened.datasets.keys():
+    with suppress(StoreError):
         recorded |= opened.datasets.get(data).options
     if "augmentation" in recorded and augmentation is None and views is None and name is None:
         data, name = recorded["plain"], data
@@ -147,39 +120,22 @@ def augment_command(
         dataset = opened.datasets.load(data).augmented(augmentation, views=views, name=name)
         _note_replaced(dataset, opened, progress)
     opened.datasets.add(dataset)
-    if as_json:
-        print_json(dataset.summary())
-    else:
-        print_dataset(dataset)
+    report(dataset.summary(), *_summary(dataset))
 
 
-def print_dataset(dataset: Dataset) -> None:
-    """Print a data set: rows by class and split."""
+def _summary(dataset: Dataset) -> list[str | Grid]:
+    """Return what to show of a data set: rows by class and split."""
     from featurestore.dataset.summary import summary_grid
 
-    summary = dataset.summary()
-    click.echo(f"{dataset.name}: {_samples(dataset)}, {dataset.digest[:20]}")
-    print_table(summary_grid(summary))
+    summary, rows = dataset.summary(), plural(len(dataset), "sample")
+    if summary["views"]:
+        images = plural(len(dataset) - summary["views"], "image")
+        rows += f" ({images} and {plural(summary['views'], 'view')})"
+    lines: list[str | Grid] = [f"{dataset.name}: {rows}, {dataset.digest[:20]}"]
+    lines.append(summary_grid(summary))
     if summary["task"] and summary["unlabelled"]:
-        click.echo(f"{plural(summary['unlabelled'], 'sample')} without label")
-
-
-def _samples(dataset: Dataset) -> str:
-    text, views = plural(len(dataset), "sample"), counted_views(dataset)
-    return f"{text} ({views})" if views else text
-
-
-def counted_views(dataset: Dataset, split: str | None = None) -> str:
-    """Return the number of images and of views, such as ``"3 images and 24 views"``.
-
-    They are those of the data set, or the labelled ones of a split; empty without an augmentation.
-    """
-    if "augmentation" not in dataset.options:
-        return ""
-    labelled = False if split is None else None
-    images = len(dataset.rows(split, labelled, views=False))
-    views = len(dataset.rows(split, labelled)) - images
-    return f"{plural(images, 'image')} and {plural(views, 'view')}"
+        lines.append(f"{plural(summary['unlabelled'], 'sample')} without label")
+    return lines
 
 
 def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = False) -> None:
@@ -189,31 +145,6 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
     problems = [problem for problem in dataset.problems if kind in (None, problem.kind)]
     for line in map(str, problems) if every else problem_lines(problems, dataset.name):
         say(line, err=True)
-
-
-class BatchSizeType(click.ParamType):
-    """``auto``, or 1 or more."""
-
-    name = "batch size"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
-        """Return a number, or ``auto``."""
-        return value if value == "auto" else click.IntRange(1).convert(value, param, ctx)
-
-
-class SizeType(click.ParamType):
-    """A number of bytes, such as ``20GB``."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        """Return the bytes."""
-        from featurestore.extraction.planning import bytes_of
-
-        try:
-            return bytes_of(value)
-        except InputError as error:
-            self.fail(f"{value!r}; expected {error.expected}", param, ctx)
 
 
 @command("extract")
@@ -229,106 +160,69 @@ class SizeType(click.ParamType):
     metavar="L",
     help="Layer; LAYER:avg and LAYER:max store its mean or maximum; repeatable.",
 )
-@backbone_options
 @click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float16", "float32"]),
-    default="auto",
-    show_default=True,
-    help="Stored type; auto: float16, and float32 for layers that float16 cannot hold.",
+    "--replace",
+    is_flag=True,
+    help="Then remove earlier arrays whose rows the new arrays have.",
 )
-@click.option(
-    "--batch-size",
-    type=BatchSizeType(),
-    default="auto",
-    show_default=True,
-    metavar="N",
-    help="Images in a forward batch; auto: as a short measurement and the free memory suggest.",
-)
-@click.option(
-    "--replace", is_flag=True, help="Then remove former arrays whose rows the new arrays have."
-)
-@click.option(
-    "--max-bytes",
-    type=SizeType(),
-    metavar="SIZE",
-    help="Stop before the first image if more is to be written, before compression: 20GB.",
-)
-@cluster_options
 @click.option(
     "--dry-run",
     is_flag=True,
     help="Show what would be done; estimate seconds and bytes from one batch; write nothing.",
 )
+@cluster_option
+@fields(ExtractSpec, "dtype", "batch_size", "max_bytes", group="extraction")
+@backbone_options
 @scan_options
-@store_option
-@json_option
 def extract_command(
     data: str,
     model: str,
     layers: tuple[str, ...],
-    dtype: str,
-    batch_size: int | str,
     replace: bool,
-    max_bytes: int | None,
-    cluster: int | str | None,
     dry_run: bool,
+    cluster: int | str | None,
+    extraction: dict[str, Any],
+    backbone: dict[str, Any],
+    dataset: dict[str, Any],
     store: str,
-    as_json: bool,
-    **options: Any,
 ) -> None:
     """Compute the features of DATA at one or more layers, in one pass; reuse stored ones.
 
     DATA is a folder, a table or a name, as for `featurestore scan`.
 
-    With --replace, former arrays of the same layers are removed if the new arrays have all of their
+    With --replace, earlier arrays of the same layers are removed if the new arrays have all their
     rows and no data set needs them. Heads fitted on them are kept and can be promoted.
 
-    With --workers or --scheduler, other processes compute and write the features. They need the
-    images, the model file and the store at the same paths or URLs.
+    With --workers, other processes compute and write the features. They need the images, the model
+    file and the store at the same paths or URLs.
 
     \b
     Example:
       featurestore extract photos/ --model vgg16 --layer block4_pool --layer block5_pool:avg
     """
-    from featurestore.dataset import ScanOptions
-
-    scanning = {name: options.pop(name) for name in ("name", *ScanOptions.model_fields)}
     opened = FeatureStore.for_data(data, store, write=not dry_run)
     with Progress() as progress:
         with progress.busy(f"load {model}"):
-            from featurestore.backbone import Backbone, LayerRef
+            from featurestore.backbone import Backbone
             from featurestore.extraction import extract, plan
             from featurestore.extraction.cluster import Cluster
 
-            backbone = Backbone.open(model, **options)
+            network = Backbone.open(model, **backbone)
             # Names mistakes before a long scan.
             for layer in layers:
-                backbone.shape(LayerRef.parse(layer))
-        settings: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size}
-        settings["max_bytes"] = max_bytes
+                network.shape(layer)
         with Cluster.of(None if dry_run else cluster) as workers:
             workers.reach(progress)
-            dataset = open_data(data, opened, progress, **scanning)
+            scanned = opened.datasets.open(data, on_event=progress, **dataset)
+            if "name" not in dataset:
+                _note_replaced(scanned, opened, progress)
             if dry_run:
                 with progress.busy("measure a batch"):
-                    dry = plan(dataset, backbone, layers, opened, measure=True, **settings)
-            else:
-                settings |= {"replace": replace, "cluster": workers, "on_event": progress}
-                extraction = extract(dataset, backbone, layers, opened, **settings)
-    if dry_run:
-        if as_json:
-            print_json(dry.to_dict())
-        else:
-            print_table(dry.grid())
-            click.echo(dry.cost)
-        return
-    report = extraction.to_dict()
-    if as_json:
-        print_json(report)
-        return
-    print_problems(dataset)
-    print_table(extraction.grid())
-    for line in extraction.freed_lines:
-        say(line)
-    click.echo(f"{dataset.name}: {extraction.cost}")
+                    planned = plan(scanned, network, layers, opened, measure=True, **extraction)
+                report(planned.to_dict(), planned.grid(), planned.cost)
+                return
+            extraction |= {"replace": replace, "cluster": workers, "on_event": progress}
+            done = extract(scanned, network, layers, opened, **extraction)
+    cost = f"{scanned.name}: {done.cost}"
+    if report(done.to_dict(), done.grid(), *done.freed_lines, cost):
+        print_problems(scanned)

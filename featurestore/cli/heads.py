@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from featurestore.cli.data import counted_views, print_problems
-from featurestore.cli.options import (
-    cluster_options,
-    command,
-    json_option,
-    shared,
-    store_option,
-    together,
-    variant_options,
+from featurestore.cli.data import print_problems
+from featurestore.cli.options import Field, cluster_option, command, fields, variant_options
+from featurestore.cli.output import (
+    Progress,
+    failed_parts,
+    prints_on_stderr,
+    refuse_failed,
+    report,
 )
-from featurestore.cli.output import Progress, print_json, print_table, refuse_failed, say
-from featurestore.cli.quiet import prints_on_stderr
+from featurestore.heads.folds import CrossValidation
+from featurestore.pipeline.spec import HeadSpec
 from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant
 from featurestore.table import Grid, Table
-
-if TYPE_CHECKING:
-    from featurestore.heads import Head
 
 
 @command("rank")
@@ -35,21 +30,14 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--by",
-    type=click.Choice(["logme", "ridge", "knn", "h_score", "separability"]),
+    type=click.Choice(["logme", "ridge"]),
     default="logme",
     show_default=True,
-    help="The score to sort by; the others are shown too.",
+    help="The score to sort by; the other is shown too.",
 )
 @variant_options
-@store_option
-@json_option
 def rank_command(
-    dataset: str,
-    models: tuple[str, ...],
-    by: Any,
-    variant: dict[str, Any],
-    store: str,
-    as_json: bool,
+    dataset: str, models: tuple[str, ...], by: Any, variant: dict[str, Any], store: str
 ) -> None:
     """Rank the stored layers of DATASET by how well a head would do on each.
 
@@ -63,37 +51,9 @@ def rank_command(
     """
     from featurestore.heads import rank
 
-    opened = FeatureStore(store)
     with Progress() as progress:
-        rows = rank(dataset, opened, models, by=by, on_event=progress, **variant)
-    if as_json:
-        print_json(rows)
-        return
-    print_table(rows)
-
-
-_note_option = shared("Notes")
-note_options = together(
-    _note_option("--label", metavar="L", help="A name of your own, to find the head again."),
-    _note_option("--tag", "tags", multiple=True, metavar="T", help="A tag; may be repeated."),
-    _note_option("--note", metavar="TEXT", help="A note, which `featurestore show` prints."),
-)
-
-
-fold_options = together(
-    click.option(
-        "--folds",
-        type=click.IntRange(2),
-        metavar="N",
-        help="Cross-validate on N folds of the train split.",
-    ),
-    click.option(
-        "--seeds",
-        type=click.IntRange(1),
-        metavar="N",
-        help="Repeat the folds with N seeds.",
-    ),
-)
+        rows = rank(dataset, store, models, by=by, on_event=progress, **variant)
+    report(rows, rows)
 
 
 @command("train")
@@ -113,7 +73,6 @@ fold_options = together(
     is_flag=True,
     help="Fit every stale head of DATASET again, each with its own settings; takes no others.",
 )
-@variant_options
 @click.option(
     "--head",
     metavar="H",
@@ -127,19 +86,19 @@ fold_options = together(
     metavar="k=v",
     help="A parameter of the head; may be repeated.",
 )
+@cluster_option
+@fields(HeadSpec, "seed", group="fitting")
+@fields(CrossValidation, group="fitting")
+@fields(HeadSpec, "label", "note", group="fitting")
 @click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Seed of everything random in the head.",
+    *("--tag", "tags"),
+    multiple=True,
+    metavar="T",
+    help="A tag; may be repeated.",
+    cls=Field,
+    group="fitting",
 )
-@fold_options
-@cluster_options
-@note_options
-@store_option
-@json_option
+@variant_options
 def train_command(
     dataset: str,
     model: str | None,
@@ -147,14 +106,10 @@ def train_command(
     again: bool,
     head: str | None,
     params: tuple[str, ...],
-    seed: int,
-    folds: int | None,
-    seeds: int | None,
-    variant: dict[str, Any],
     cluster: int | str | None,
+    fitting: dict[str, Any],
+    variant: dict[str, Any],
     store: str,
-    as_json: bool,
-    **notes: Any,
 ) -> None:
     """Train one head on the stored features of DATASET, and evaluate it on every split.
 
@@ -171,7 +126,7 @@ def train_command(
       featurestore train photos --again
     """
     if again:
-        _train_again(dataset, store, as_json)
+        _train_again(dataset, FeatureStore(store))
         return
     if head is None:
         raise click.UsageError("give a head with --head, or --again for the stale ones")
@@ -181,75 +136,55 @@ def train_command(
     from featurestore.heads.listing import folds_line, metrics_grid
 
     where = Cluster.of(cluster)
-    opened = FeatureStore(store)
-    features = Features.open(dataset, layer, opened, model=model, **variant)
+    features = Features.open(dataset, layer, FeatureStore(store), model=model, **variant)
     with Progress() as progress, prints_on_stderr(), where, where.heads(progress):
-        options: dict[str, Any] = {"seed": seed, "folds": folds, "seeds": seeds or 1, **notes}
-        fitted = fit_head(features, head, parse_params(params), on_event=progress, **options)
-    if as_json:
-        validated = {"folds": fitted.folds} if fitted.folds else {}
-        print_json({"head": fitted.id, "metrics": fitted.metrics, **validated})
-        return
-    print_table(metrics_grid(fitted.metrics))
-    if views := counted_views(features.dataset, "train"):
-        click.echo(f"rows of train: {views}")
+        fitted = fit_head(features, head, parse_params(params), on_event=progress, **fitting)
+    document: dict[str, Any] = {"head": fitted.id, "metrics": fitted.metrics}
+    parts: list[Grid | str] = [metrics_grid(fitted.metrics)]
     if fitted.folds:
-        click.echo(folds_line(fitted.folds))
-    print_problems(features.dataset, "few-rows")
-    click.echo(f"head: {fitted.id}")
+        document["folds"] = fitted.folds
+        parts.append(folds_line(fitted.folds))
+    if report(document, *parts, f"head: {fitted.id}"):
+        print_problems(features.dataset, "few-rows")
 
 
-def _train_again(dataset: str, store: str, as_json: bool) -> None:
-    from featurestore.heads import fit_stale
+def _train_again(dataset: str, store: FeatureStore) -> None:
+    from featurestore.heads import fit_stale, leaderboard
+    from featurestore.heads.listing import heads_layout
 
     context = click.get_current_context()
     others = [
         param.opts[0]
         for param in context.command.params
-        if param.name not in ("dataset", "again", "store", "as_json")
+        if param.name not in ("dataset", "again", "store", "json")
         and context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
     ]
     if others:
         raise click.UsageError(
             f"--again takes the settings of each head; found {', '.join(others)} too"
         )
-    opened = FeatureStore(store)
     with Progress() as progress, prints_on_stderr():
-        heads, failed = fit_stale(dataset, opened, on_event=progress)
-    if not (heads or failed):
-        say(f"no stale heads on {dataset}")
-    _print_fitted(heads, failed, opened, as_json)
-
-
-def _print_fitted(
-    heads: Sequence[Head], failed: Sequence[dict[str, Any]], store: FeatureStore, as_json: bool
-) -> None:
-    """Print heads that were fitted, best first; HeadError if others could not be."""
-    from featurestore.heads import leaderboard
-    from featurestore.heads.listing import heads_layout
-
+        heads, failed = fit_stale(dataset, store, on_event=progress)
     ids = {head.id for head in heads}
-    datasets = {head.provenance["dataset"]["name"] for head in heads}
-    listed = [row for name in datasets for row in leaderboard(name, store, heads=ids)]
-    rows = Table(listed, heads_layout)
-    if as_json:
-        print_json(rows)
-    elif rows:
-        print_table(rows)
-    refuse_failed(failed, as_json)
+    names = {head.provenance["dataset"]["name"] for head in heads}
+    rows = [row for name in names for row in leaderboard(name, store, heads=ids)]
+    table = Table(rows, heads_layout)
+    parts = [*([table] if rows else []), *failed_parts(failed)]
+    report(table, *parts or [f"no stale heads on {dataset}"])
+    refuse_failed(failed)
 
 
 def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
     """Read ``k=v`` pairs whose values are YAML: 0.1, true, [64, 32]."""
     from featurestore.pipeline import parse_value
 
-    found = {}
+    values = {}
     for pair in params:
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise click.BadParameter(f"{pair!r} is not k=v", param_hint="--param")
-        found[name] = parse_value(value)
-    return found
+        values[name] = parse_value(value)
+    return values
 
 
 @command("heads")
@@ -265,15 +200,12 @@ def parse_params(params: tuple[str, ...]) -> dict[str, Any]:
     "--tag", "tags", multiple=True, metavar="T", help="Only heads with this tag; may be repeated."
 )
 @variant_options
-@store_option
-@json_option
 def heads_command(
     dataset: str | None,
     sort: str | None,
     tags: tuple[str, ...],
     variant: dict[str, Any],
     store: str,
-    as_json: bool,
 ) -> None:
     """List the trained heads of DATASET, or of all data sets, best first.
 
@@ -289,16 +221,10 @@ def heads_command(
     """
     from featurestore.heads import leaderboard
 
-    opened = FeatureStore(store)
-    rows = leaderboard(dataset, opened, sort=sort, tags=tags, **variant)
-    if as_json:
-        print_json(rows)
-    elif rows:
-        print_table(rows)
-    else:
-        which = f" with {Variant(**variant).options()}" if variant else " yet"
-        on = f" on {dataset}" if dataset else ""
-        say(f"no heads{on}{which}; `featurestore train` adds one")
+    rows = leaderboard(dataset, store, sort=sort, tags=tags, **variant)
+    which = f" with {Variant(**variant).options()}" if variant else " yet"
+    on = f" on {dataset}" if dataset else ""
+    report(rows, rows if rows else f"no heads{on}{which}; `featurestore train` adds one")
 
 
 @command("tag")
@@ -307,9 +233,7 @@ def heads_command(
 @click.option("--remove", multiple=True, metavar="T", help="Remove this tag; may be repeated.")
 @click.option("--label", metavar="L", help="A name of your own.")
 @click.option("--note", metavar="TEXT", help='A new note; "" removes it.')
-@store_option
-@json_option
-def tag_command(head: str, store: str, as_json: bool, **notes: Any) -> None:
+def tag_command(head: str, store: str, **notes: Any) -> None:
     """Tag HEAD, label it, or write a note on it; its id does not change.
 
     HEAD is an id that `featurestore heads` lists, the beginning of one, or a label.
@@ -320,9 +244,6 @@ def tag_command(head: str, store: str, as_json: bool, **notes: Any) -> None:
     """
     from featurestore.heads import annotate
 
-    written = annotate(head, FeatureStore(store), **notes)
-    if as_json:
-        print_json(written)
-    else:
-        shown = {**written, "tags": ", ".join(written["tags"]), "id": written["head"]}
-        print_table(Grid([shown], ["label", "tags", "note", "id"]))
+    written = annotate(head, store, **notes)
+    shown = {**written, "tags": ", ".join(written["tags"]), "id": written["head"]}
+    report(written, Grid([shown], ["label", "tags", "note", "id"]))

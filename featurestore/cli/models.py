@@ -6,32 +6,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import click
 
-from featurestore.cli.options import (
-    Function,
-    command,
-    image_column_option,
-    json_option,
-    label_column_option,
-    root_option,
-    store_option,
-)
-from featurestore.cli.output import Progress, check_table, print_json, print_table, write_table
+from featurestore.cli.options import Field, Function, command, fields
+from featurestore.cli.output import Progress, check_table, report, write_table
+from featurestore.dataset import ScanOptions
 from featurestore.errors import ImageError
 from featurestore.promotion.fine_tuning import FineTuning
-from featurestore.promotion.report import precision_note, splits_grid, threshold_note
+from featurestore.promotion.report import splits_grid
 from featurestore.store import FeatureStore
 from featurestore.table import Grid, cell, plural
 
-if TYPE_CHECKING:
-    from featurestore.promotion import Prediction
-
 # Mistakes that are printed; a file takes all.
 SHOWN = 20
-_DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items()}
 
 
 @command("promote")
@@ -44,89 +33,28 @@ _DEFAULT = {name: field.default for name, field in FineTuning.model_fields.items
     help="Instead of HEAD: the best of the heads of DATASET that can be promoted, by accuracy (or "
     "R²): over the folds if all of these have the same, else on the validation split.",
 )
+@fields(FineTuning, group="fine-tuning")
 @click.option(
-    "--unfreeze",
-    metavar="L",
-    help="Train the backbone too, from the first layer whose name begins with L; or, if L is a "
-    "number, its last L layers.",
+    "--model",
+    metavar="FILE",
+    help="The backbone's model file, if it was moved or renamed.",
+    cls=Field,
+    group="backbone",
 )
 @click.option(
-    "--epochs",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Passes over the training images.  [default: 3 with --unfreeze, else 0]",
-)
-@click.option(
-    "--lr",
-    "learning_rate",
-    type=click.FloatRange(0, min_open=True),
-    default=_DEFAULT["learning_rate"],
-    show_default=True,
-    metavar="X",
-    help="Learning rate of the last block of the backbone; the head's is ten times that.",
-)
-@click.option(
-    "--lr-decay",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=_DEFAULT["lr_decay"],
-    show_default=True,
-    metavar="F",
-    help="Factor of the learning rate for each block before the last one, such as 0.7.",
-)
-@click.option(
-    "--patience",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Stop after N epochs without improvement.  [default: run all epochs]",
-)
-@click.option(
-    "--keep-tuned",
-    is_flag=True,
-    help="Write the fine-tuned model even if it is worse than before fine-tuning.",
-)
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=_DEFAULT["batch_size"],
-    show_default=True,
-    metavar="N",
-    help="Images in a training batch.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=_DEFAULT["seed"],
-    show_default=True,
-    metavar="N",
-    help="Seed of the order of the training images, and of dropout.",
-)
-@click.option(
-    "--model", metavar="FILE", help="The backbone's model file, if it was moved or renamed."
-)
-@click.option(
-    "--weights", metavar="FILE", help="The backbone's weights file, if it was moved or renamed."
-)
-@click.option(
-    "--images",
-    type=click.Choice(["any", "fixed"]),
-    default="any",
-    show_default=True,
-    help="Sizes of the images that the model accepts. fixed: only the backbone's input size; "
-    "such a model does not resize, and can be exported to LiteRT and ONNX.",
+    "--weights",
+    metavar="FILE",
+    help="The backbone's weights file, if it was moved or renamed.",
+    cls=Field,
+    group="backbone",
 )
 @click.option("-o", "--output", required=True, metavar="MODEL.keras", help="The file to write.")
-@store_option
-@json_option
 def promote_command(
     head: str | None,
     best: str | None,
     output: str,
     store: str,
-    as_json: bool,
-    model: str | None,
-    weights: str | None,
-    images: Literal["any", "fixed"],
-    **options: Any,
+    **options: dict[str, Any],
 ) -> None:
     """Fuse HEAD and its backbone into one Keras model; check it, fine-tune it, and write it.
 
@@ -143,49 +71,36 @@ def promote_command(
     """
     if (head is None) == (best is None):
         raise click.UsageError("give a HEAD that `featurestore heads` lists, or --best [DATASET]")
-    opened = FeatureStore(store)
     with Progress() as progress:
         with progress.busy(f"load {head or 'the best head'}"):
+            from featurestore.heads import Head
             from featurestore.promotion import PromotionStageStarted, check_target, promote
             from featurestore.promotion.choice import best_promotable
-            from featurestore.promotion.origin import load_origin
+            from featurestore.promotion.origin import load_backbone
 
             check_target(output)
-            if head is None:
-                chosen, by = best_promotable(opened, best or None)
-                head = chosen.id
-                progress.say(f"best: {head} on {chosen.key.short.model} {chosen.key.ref}, by {by}")
-            progress(PromotionStageStarted(f"load {head} and its backbone"))
-            fitted, backbone, data = load_origin(opened, head, model=model, weights=weights)
-        promotion = promote(fitted, backbone, data=data, on_event=progress, **options)
+            if head is not None:
+                chosen = Head.load(head, store)
+            else:
+                chosen, by = best_promotable(FeatureStore(store), best or None)
+                on = f"{chosen.key.short.model} {chosen.key.ref}"
+                progress.say(f"best: {chosen.id} on {on}, by {by}")
+            progress(PromotionStageStarted(f"load {chosen.id} and its backbone"))
+            backbone = load_backbone(chosen, **options["backbone"])
+        promotion = promote(chosen, backbone, on_event=progress, **options["fine-tuning"])
         progress(PromotionStageStarted(f"write {output}"))
-        promotion.save(output, images)
-    report = promotion.report
-    if as_json:
-        print_json({"model": str(Path(output)), "head": fitted.id, **report})
-        return
-    kept = bool(promotion.fine_tuning.get("kept_epoch"))
-    print_splits({"before": promotion.before, "after": promotion.after}, kept)
-    for note in filter(None, (precision_note(report), threshold_note(report))):
-        click.echo(note)
-    if promotion.fine_tuning:
-        click.echo(promotion.fine_tuning["verdict"])
-    click.echo(f"model: {output}")
+        promotion.save(output)
+    document = {"model": str(Path(output)), "head": chosen.id, **promotion.report}
+    report(document, *promotion_parts(document), f"model: {output}")
 
 
-def print_splits(measures: dict[str, dict[str, Any]], tuned: bool) -> None:
-    """Print metrics by split, each with what its rows were used for."""
-    grid = splits_grid(measures, tuned)
-    if grid.rows:
-        print_table(grid)
-
-
-classes_option = click.option(
-    "--classes",
-    metavar="A,B,C",
-    callback=lambda context, option, text: text and [each.strip() for each in text.split(",")],
-    help="Names of the classes, in the order of the outputs, if the model does not contain them.",
-)
+def promotion_parts(promotion: dict[str, Any]) -> list[Grid | str]:
+    """Return what to show of the report of a promotion: metrics by split, and notes on them."""
+    tuning = promotion["fine_tuning"]
+    measures = {when: promotion[when] for when in ("before", "after")}
+    verdict = [tuning["verdict"]] if tuning else []
+    grid = splits_grid(measures, bool(tuning.get("kept_epoch")))
+    return [*([grid] if grid.rows else []), *promotion["notes"], *verdict]
 
 
 def table_option(what: str) -> Callable[[Function], Function]:
@@ -202,10 +117,7 @@ def table_option(what: str) -> Callable[[Function], Function]:
 @command("evaluate")
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("data")
-@classes_option
-@image_column_option
-@label_column_option
-@root_option
+@fields(ScanOptions, "image_column", "label_column", "root", group="table", defaults={})
 @click.option(
     "--mistakes",
     is_flag=True,
@@ -213,17 +125,13 @@ def table_option(what: str) -> Callable[[Function], Function]:
     "regression, the largest errors.",
 )
 @table_option("all mistakes")
-@store_option
-@json_option
 def evaluate_command(
     model: str,
     data: str,
-    classes: list[str] | None,
     mistakes: bool,
     output: str | None,
+    table: dict[str, Any],
     store: str,
-    as_json: bool,
-    **columns: Any,
 ) -> None:
     """Evaluate a promoted model on the labelled images of DATA.
 
@@ -240,44 +148,40 @@ def evaluate_command(
             from featurestore.promotion import load_model
             from featurestore.promotion.evaluation import Evaluation, open_data
 
-            promoted = load_model(model, classes)  # before a long scan
-        dataset = open_data(data, store, progress, **columns)
+            promoted = load_model(model)  # before a long scan
+        dataset = open_data(data, store, progress, **table)
         with progress.busy(f"evaluate {model}"):
             evaluation = Evaluation.of(promoted, dataset)
     metrics = evaluation.metrics
-    wrong = evaluation.mistakes if mistakes or output else []
+    parts: list[Grid | str] = [splits_grid({"now": metrics}, tuned=False), _held_out(metrics)]
+    if not (mistakes or output):
+        report(metrics, *parts)
+        return
+    wrong = evaluation.mistakes
+    if mistakes:
+        parts += _mistakes(wrong, numbers=not evaluation.classes)
     if output:
         header = ["path", "row", "truth", "label", "probability", "images_were"]
         write_table(wrong, output, header)
-    if as_json:
-        print_json({**metrics, "mistakes": wrong} if mistakes or output else metrics)
-        return
-    print_splits({"now": metrics}, tuned=False)
-    if note := threshold_note(promoted.metadata):
-        click.echo(note)
-    click.echo(_held_out(metrics))
-    if mistakes:
-        _print_mistakes(wrong, numbers=not evaluation.classes)
-    if output:
-        click.echo(f"{plural(len(wrong), 'row')} in {output}")
+        parts.append(f"{plural(len(wrong), 'row')} in {output}")
+    report({**metrics, "mistakes": wrong}, *parts)
 
 
-def _print_mistakes(wrong: list[dict[str, Any]], numbers: bool) -> None:
+def _mistakes(wrong: list[dict[str, Any]], numbers: bool) -> list[Grid | str]:
     if not wrong:
-        click.echo("no mistakes")
-        return
-    measured = "error" if numbers else "probability"
-    fields = ["truth", "label", measured, "images_were", "path"]
-    print_table(Grid(wrong[:SHOWN], fields, {"path": "image"}))
+        return ["no mistakes"]
+    fields = ["truth", "label", "error" if numbers else "probability", "images_were", "path"]
+    parts: list[Grid | str] = [Grid(wrong[:SHOWN], fields, {"path": "image"})]
     if len(wrong) > SHOWN:
         what = "images" if numbers else "mistakes"
-        click.echo(f"{SHOWN} of {cell(len(wrong))} {what}; -o mistakes.csv writes all")
+        parts.append(f"{SHOWN} of {cell(len(wrong))} {what}; -o mistakes.csv writes all")
+    return parts
 
 
 def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
     rows: dict[str, int] = {}
-    for each in metrics.values():
-        rows[each["images_were"]] = rows.get(each["images_were"], 0) + each["rows"]
+    for split in metrics.values():
+        rows[split["images_were"]] = rows.get(split["images_were"], 0) + split["rows"]
     if "unknown" in metrics:
         return (
             "this file does not record which images it has seen, as the one that `featurestore "
@@ -292,22 +196,16 @@ def _held_out(metrics: dict[str, dict[str, Any]]) -> str:
     return f"{text}: nothing here says how good it is on new images"
 
 
-@command("predict")
+@command("predict", store=False)
 @click.argument("model", metavar="MODEL.keras")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@classes_option
-@image_column_option
-@root_option
+@fields(ScanOptions, "image_column", "root", group="table", defaults={})
 @table_option("the predictions, a column for each class,")
-@json_option
 def predict_command(
     model: str,
     images: tuple[str, ...],
-    classes: list[str] | None,
     output: str | None,
-    as_json: bool,
-    image_column: str | None,
-    root: str | None,
+    table: dict[str, Any],
 ) -> None:
     """Predict the classes or values of images with a promoted model.
 
@@ -326,32 +224,27 @@ def predict_command(
     # Before TensorFlow is loaded, which takes seconds.
     read_metadata(model)
     read = sys.stdin.read().splitlines() if "-" in images else []
-    lines = [each for each in read if each.strip()]
-    given = [each for name in images for each in (lines if name == "-" else [name])]
-    listed = list_images(given, image_column, root)
+    lines = [line for line in read if line.strip()]
+    paths = [path for name in images for path in (lines if name == "-" else [name])]
+    listed = list_images(paths, **table)
     with Progress() as progress, progress.busy(f"predict with {model}"):
         from featurestore.promotion.inference import predict_listed
 
-        predictions = predict_listed(model, listed, classes)
-        for each in predictions:
-            if each.problem:
-                progress.say(f"not predicted: {each.problem}")
+        predictions = predict_listed(model, listed)
+        problems = [one.problem for one in predictions if one.problem is not None]
+        for problem in problems:
+            progress.say(f"not predicted: {problem}")
     if output:
         write_table(predictions.rows(), output)
-    if as_json:
-        print_json([_document(each) for each in predictions])
-    elif output:
-        click.echo(f"{plural(len(predictions), 'row')} in {output}")
-    elif not all(each.problem for each in predictions):
-        print_table(predictions)
-    if problems := [each.problem for each in predictions if each.problem is not None]:
+    always = ("path", "label", "probabilities")
+    document = [
+        {name: value for name, value in asdict(one).items() if value or name in always}
+        for one in predictions
+    ]
+    parts: list[Any] = [f"{plural(len(predictions), 'row')} in {output}"] if output else []
+    if not output and len(problems) < len(predictions):
+        parts = [predictions]
+    report(document, *parts)
+    if problems:
         count = f"{len(problems):,} of {plural(len(predictions), 'image')}"
         raise ImageError(f"{count} not predicted; the first: {problems[0]}")
-
-
-def _document(prediction: Prediction) -> dict[str, Any]:
-    document = asdict(prediction)
-    return {name: value for name, value in document.items() if value or name in _ALWAYS}
-
-
-_ALWAYS = ("path", "label", "probabilities")

@@ -1,46 +1,43 @@
-"""What commands print: tables for people, one JSON document for scripts."""
+"""What commands print: tables for people, one JSON document for scripts; warnings as one line."""
 
 from __future__ import annotations
 
 import json
-import re
+import logging
+import os
 import shlex
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from featurestore import bars
-from featurestore.errors import HeadError, InputError
+from featurestore.errors import FeatureStoreWarning, HeadError, InputError
+from featurestore.quiet import LEVEL
 from featurestore.table import Grid, Table, plural, printable
 
-# The commands in a message that take --store.
-_COMMANDS = re.compile(r"(`featurestore (?!layers|predict|[^`]*--store|--help)[^`]+)`")
-# What the command was given as --store, if anything.
-_store: list[str] = []
-
-
-def name_store(store: str | None) -> None:
-    """Set the ``--store`` that messages repeat in the commands they advise."""
-    _store[:] = [] if store is None else [store]
+# What this command has on its command line: ``store``, if anything, and whether ``json``.
+flags: dict[str, Any] = {}
 
 
 def with_store(text: str) -> str:
-    """Add the ``--store`` of this command to the commands in a message.
+    """Say which ``--store`` commands in a message take, if this command has one.
 
     Examples
     --------
-    >>> name_store("my store")
-    >>> with_store("damaged; run `featurestore repair`")
-    "damaged; run `featurestore repair --store 'my store'`"
-    >>> name_store(None)
+    >>> flags["store"] = "my store"
+    >>> with_store("1 file damaged; run `featurestore repair`")
+    "1 file damaged; run `featurestore repair` (this store: --store 'my store')"
+    >>> flags.clear()
     """
-    if not _store:
+    if "store" not in flags or "`featurestore " not in text:
         return text
-    given = shlex.quote(_store[0])
-    return _COMMANDS.sub(lambda found: f"{found[1]} --store {given}`", text)
+    return f"{text} (this store: --store {shlex.quote(flags['store'])})"
 
 
 def say(text: str, *, err: bool = False) -> None:
@@ -49,18 +46,30 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 class Progress(bars.Progress):
-    """Draws events, and repeats ``--store`` in the commands that they name."""
+    """Draws events, and names the ``--store`` of commands that they advise."""
 
     def say(self, text: str) -> None:
         """Print a line, above the bars if there are any."""
         super().say(with_store(text))
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON document on stdout; numbers that JSON cannot represent become null."""
-    from featurestore.digests import finite_json
+def report(document: Any, *parts: Grid | Table[Any] | str) -> bool:
+    """Print what a command has to say: tables and lines, or with ``--json`` one document.
 
-    click.echo(json.dumps(finite_json(value), indent=2))
+    Numbers that JSON cannot represent become null. Returns whether it was for people, who may be
+    told more.
+    """
+    if flags.get("json"):
+        from featurestore.digests import finite_json
+
+        click.echo(json.dumps(finite_json(document), indent=2))
+        return False
+    for part in parts:
+        if isinstance(part, str):
+            say(part)
+        else:
+            click.echo(with_store(part.text(terminal=sys.stdout.isatty())))
+    return True
 
 
 def check_table(path: str) -> str:
@@ -87,26 +96,61 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: str, columns: Sequence[
             table.to_csv(part, index=False, sep="\t" if part.suffix.lower() == ".tsv" else ",")
 
 
-def refuse_failed(failed: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    """List the heads that cannot be fitted, by reason, and raise HeadError if there are any."""
-    if not failed:
-        return
-    if not as_json:
-        reasons: dict[str, dict[str, Any]] = {}
-        for head in failed:
-            row = reasons.setdefault(head["error"], {**head, "heads": 0})
-            row["heads"] += 1
-            if row["params"] != head["params"]:
-                row["params"] = "several"
-        click.echo()
-        fields = ["heads", "estimator", "params", "layer", "error"]
-        print_table(Grid(list(reasons.values()), fields, _FAILED, cut="params"))
-    raise HeadError(f"{plural(len(failed), 'head')} could not be fitted")
+def failed_parts(failed: Sequence[Mapping[str, Any]]) -> list[Grid | str]:
+    """Return what to show of the heads that could not be fitted: one for each reason."""
+    reasons: dict[str, dict[str, Any]] = {}
+    for head in failed:
+        row = reasons.setdefault(head["error"], {**head, "heads": 0})
+        row["heads"] += 1
+        if row["params"] != head["params"]:
+            row["params"] = "several"
+    headings = {"heads": "failed", "estimator": "head", "params": "parameters", "error": "why"}
+    grid = Grid(
+        list(reasons.values()),
+        ["heads", "estimator", "params", "layer", "error"],
+        headings,
+        cut="params",
+    )
+    return ["", grid] if failed else []
 
 
-_FAILED = {"heads": "failed", "estimator": "head", "params": "parameters", "error": "why"}
+def refuse_failed(failed: Sequence[Any]) -> None:
+    """Raise HeadError if heads could not be fitted."""
+    if failed:
+        raise HeadError(f"{plural(len(failed), 'head')} could not be fitted")
 
 
-def print_table(table: Grid | Table[Any]) -> None:
-    """Print a table as its terminal shows it best, or plainly for a pipe."""
-    click.echo(with_store(table.text(terminal=sys.stdout.isatty())))
+def quiet_libraries() -> None:
+    """Silence logs and warnings of libraries; our own warnings take one line, each only once.
+
+    ``python -W …`` and PYTHONWARNINGS show the warnings all the same.
+    """
+    os.environ.setdefault(LEVEL, "3")
+    for name in ("tensorflow", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Pillow logs the errors that it raises.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("default", FeatureStoreWarning)
+    warnings.showwarning = partial(_show_warning, set())
+
+
+def _show_warning(
+    shown: set[str],
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    *others: Any,
+) -> None:
+    where = "" if issubclass(category, FeatureStoreWarning) else f" ({filename}:{lineno})"
+    text = f"warning: {' '.join(str(message).split())}{where}"
+    if text not in shown:  # The same is found when the work is planned and when it is done.
+        say(text, err=True)
+    shown.add(text)
+
+
+def prints_on_stderr() -> AbstractContextManager[Any]:
+    """Send what estimators print (LightGBM, ``verbose=1``) to stderr: stdout is for results."""
+    return redirect_stdout(sys.stderr)

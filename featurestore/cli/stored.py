@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from featurestore.cli.options import command, json_option, store_option, variant_options
-from featurestore.cli.output import Progress, print_json, print_table, say
+from featurestore.cli.options import command, variant_options
+from featurestore.cli.output import Progress, flags, report, say
 from featurestore.errors import DamagedError, InputError, StoreError
 from featurestore.store import FeatureStore, Garbage, Item
 from featurestore.store.matching import find
@@ -21,9 +21,7 @@ from featurestore.table import Grid, plural, size
 
 @command("ls")
 @variant_options
-@store_option
-@json_option
-def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
+def ls_command(variant: dict[str, Any], store: str) -> None:
     """List the stored features, and the data sets that have none yet.
 
     Backbone options such as --input-size select the features that were extracted with them.
@@ -35,27 +33,24 @@ def ls_command(variant: dict[str, Any], store: str, as_json: bool) -> None:
     from featurestore.features.listing import listing
 
     rows, unused, damaged = listing(FeatureStore(store), **variant)
-    if as_json:
-        print_json(rows)
-    elif rows:
-        print_table(rows)
-    elif variant:
-        click.echo(f"no features with {Variant(**variant).options()}")
-    else:
-        say("no features yet; `featurestore extract` adds some")
-    if not (as_json or variant):
-        for entry in unused:
-            samples = plural(entry.rows, "sample")
-            click.echo(f"data set {entry.name}: {samples}, no features yet")
+    parts: list[Any] = [rows]
+    if not rows and variant:
+        parts = [f"no features with {Variant(**variant).options()}"]
+    elif not rows:
+        parts = ["no features yet; `featurestore extract` adds some"]
+    if not variant:
+        parts += [
+            f"data set {entry.name}: {plural(entry.rows, 'sample')}, no features yet"
+            for entry in unused
+        ]
+    report(rows, *parts)
     for damage in damaged:
         say(f"damaged: {damage.path}: {damage.reason}", err=True)
 
 
 @command("show")
 @click.argument("name")
-@store_option
-@json_option
-def show_command(name: str, store: str, as_json: bool) -> None:
+def show_command(name: str, store: str) -> None:
     """Show everything about one head, data set or feature array.
 
     NAME is the id or name of a head that `featurestore heads` lists: shows its settings, its
@@ -69,36 +64,28 @@ def show_command(name: str, store: str, as_json: bool) -> None:
     """
     opened = FeatureStore(store)
     item = find(opened, name)
-    described: dict[str, Any]
     if item.kind == "head":
         from featurestore.heads.describe import describe_head, head_layout
 
         described = describe_head(item.name.partition("/")[2], opened)
-        if not as_json:
-            for part in head_layout(described):
-                print_table(part) if isinstance(part, Grid) else say(part)
-            return
-    elif item.kind == "dataset":
+        report(described, *head_layout(described))
+        return
+    if item.kind == "dataset":
         described = opened.datasets.load(item.name.partition("/")[2]).summary()
     else:
         from featurestore.features.listing import describe_features
 
         described = describe_features(opened, item)
-    if as_json:
-        print_json(described)
-        return
     import yaml
 
     # Lists and the innermost mappings take one line.
     style: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 10_000}
-    click.echo(yaml.safe_dump(described, allow_unicode=True, **style), nl=False)
+    report(described, *yaml.safe_dump(described, allow_unicode=True, **style).splitlines())
 
 
 @command("verify")
 @click.argument("key", required=False)
-@store_option
-@json_option
-def verify_command(key: str | None, store: str, as_json: bool) -> None:
+def verify_command(key: str | None, store: str) -> None:
     """Verify the checksums of everything stored, or of the features KEY; exit 1 on damage.
 
     This reads every byte of blocks, metadata, manifests and heads. A missing block is not damage: a
@@ -116,13 +103,12 @@ def verify_command(key: str | None, store: str, as_json: bool) -> None:
             damaged += [asdict(damage) for damage in opened.check(item)]
             progress.count("verify", done, len(items), "item")
     incomplete = _incomplete(opened, items)
-    if as_json:
-        print_json({"checked": len(items), "damaged": damaged, "incomplete": incomplete})
-    else:
-        if damaged:
-            print_table(Grid([_shown(row) for row in damaged], ["key", "block", "rows", "reason"]))
-        _print_incomplete(incomplete)
-        click.echo(f"{_counted(items)} checked")
+    document = {"checked": len(items), "damaged": damaged, "incomplete": incomplete}
+    grid = Grid([_shown(row) for row in damaged], ["key", "block", "rows", "reason"])
+    names = {"features": "feature array", "dataset": "data set", "head": "head"}
+    counts = {kind: sum(item.kind == kind for item in items) for kind in names}
+    checked = ", ".join(plural(count, names[kind]) for kind, count in counts.items())
+    report(document, *([grid] if damaged else []), *_lines(incomplete), f"{checked} checked")
     if damaged:
         raise DamagedError(
             f"{plural(len(damaged), 'file')} damaged",
@@ -148,23 +134,17 @@ def _incomplete(store: FeatureStore, items: list[Item]) -> list[dict[str, Any]]:
     return rows
 
 
-def _print_incomplete(incomplete: list[dict[str, Any]]) -> None:
-    for row in incomplete:
-        missing = f"{row['blocks_missing']:,} of {plural(row['blocks'], 'block')} missing"
-        say(f"{row['key']}: {missing}; `{row['command']}` computes what is missing")
-
-
-def _counted(items: list[Item]) -> str:
-    names = {"features": "feature array", "dataset": "data set", "head": "head"}
-    counts = {kind: sum(item.kind == kind for item in items) for kind in names}
-    return ", ".join(plural(count, names[kind]) for kind, count in counts.items())
+def _lines(incomplete: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{row['key']}: {row['blocks_missing']:,} of {plural(row['blocks'], 'block')} missing; "
+        f"`{row['command']}` computes what is missing"
+        for row in incomplete
+    ]
 
 
 @command("repair")
 @click.argument("key", required=False)
-@store_option
-@json_option
-def repair_command(key: str | None, store: str, as_json: bool) -> None:
+def repair_command(key: str | None, store: str) -> None:
     """Repair everything that is damaged, or the features KEY.
 
     Damaged blocks are computed again from their images, metadata are restored from the rest of the
@@ -182,18 +162,12 @@ def repair_command(key: str | None, store: str, as_json: bool) -> None:
         repairs = repair(opened, key, on_event=progress)
     rows = [{**asdict(result.damage), "needs": result.needs} for result in repairs]
     left = [row for row in rows if row["needs"]]
-    if as_json:
-        print_json(rows)
-    else:
-        if rows:
-            shown = [
-                {**_shown(row), "state": "damaged" if row["needs"] else "repaired"} for row in rows
-            ]
-            print_table(Grid(shown, ["key", "block", "rows", "state"], {"state": "now"}))
-        for name, needs in dict.fromkeys((row["key"], row["needs"]) for row in left):
-            say(f"{name}: {needs}")
-        _print_incomplete(_incomplete(opened, opened.items(key)))
-        click.echo(f"{plural(len(rows) - len(left), 'file')} repaired, {len(left)} left")
+    shown = [{**_shown(row), "state": "damaged" if row["needs"] else "repaired"} for row in rows]
+    grid = Grid(shown, ["key", "block", "rows", "state"], {"state": "now"})
+    needs = dict.fromkeys(f"{row['key']}: {row['needs']}" for row in left)
+    missing = _lines(_incomplete(opened, opened.items(key)))
+    count = f"{plural(len(rows) - len(left), 'file')} repaired, {len(left)} left"
+    report(rows, *([grid] if rows else []), *needs, *missing, count)
     if left:
         raise DamagedError(f"{plural(len(left), 'file')} cannot be repaired: {left[0]['needs']}")
 
@@ -204,9 +178,7 @@ def repair_command(key: str | None, store: str, as_json: bool) -> None:
 )
 @click.option("--unused", is_flag=True, help="Also remove features that no head was fitted on.")
 @click.option("--yes", is_flag=True, help="Do not ask before removing.")
-@store_option
-@json_option
-def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: bool) -> None:
+def gc_command(boundaries: bool, unused: bool, yes: bool, store: str) -> None:
     """Remove everything that no data set and no head refers to, after asking.
 
     Features of the current samples of a data set are kept, unless --boundaries or --unused is
@@ -223,8 +195,8 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
     items = opened.garbage(boundaries=boundaries, unused=unused)
     if not opened.features.locking:
         say("what was written within a day stays: it may be in use", err=True)
-    freed = _remove(items, lambda: opened.gc(items), yes=yes, as_json=as_json)
-    if freed is not None and freed < sum(item.bytes for item in items) and not as_json:
+    freed = _remove(items, lambda: opened.gc(items), yes=yes)
+    if freed and freed < sum(item.bytes for item in items):
         say("the rest is in use now; run `featurestore gc` later", err=True)
 
 
@@ -232,15 +204,7 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str, as_json: b
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--keep-heads", is_flag=True, help="Keep the heads on features that are removed.")
 @click.option("--yes", is_flag=True, help="Do not ask before removing.")
-@store_option
-@json_option
-def rm_command(
-    names: tuple[str, ...],
-    keep_heads: bool,
-    yes: bool,
-    store: str,
-    as_json: bool,
-) -> None:
+def rm_command(names: tuple[str, ...], keep_heads: bool, yes: bool, store: str) -> None:
     """Remove data sets, heads or features, and what depends on them, after asking.
 
     NAME is a data set, a head (its id, the beginning of its id, or its name) or features (a key, or
@@ -257,42 +221,28 @@ def rm_command(
     """
     opened = FeatureStore(store)
     removal = opened.removal(*names, keep_heads=keep_heads)
-    _remove(removal.items, lambda: opened.remove(removal), yes=yes, as_json=as_json)
+    _remove(removal.items, lambda: opened.remove(removal), yes=yes)
 
 
-def _remove(
-    items: Sequence[Garbage],
-    remove: Callable[[], int],
-    *,
-    yes: bool,
-    as_json: bool,
-) -> int | None:
-    """List items, ask, remove them, and report; return the bytes freed if consent was given.
+def _remove(items: Sequence[Garbage], remove: Callable[[], int], *, yes: bool) -> int:
+    """List items, ask, remove them, and report; return the bytes freed.
 
     JSON is for programs, which cannot be asked: without ``yes`` it says what would be removed.
     """
-    if not as_json and items:
-        print_table(
-            Grid(
-                [{**asdict(item), "size": size(item.bytes)} for item in items],
-                ["kind", "name", "size", "reason"],
-                {"size": "on disk", "reason": "why"},
-            )
-        )
-    if items and not yes and not as_json:
-        if not sys.stdin.isatty():
+    listed = [asdict(item) for item in items]
+    if items and not flags.get("json"):
+        rows = [{**row, "size": size(row["bytes"])} for row in listed]
+        headings = {"size": "on disk", "reason": "why"}
+        report(listed, Grid(rows, ["kind", "name", "size", "reason"], headings))
+        if not yes and not sys.stdin.isatty():
             raise InputError(
                 "refusing to delete without confirmation (stdin is not a terminal); pass --yes"
             )
         total = size(sum(item.bytes for item in items))
-        yes = click.confirm(f"remove {plural(len(items), 'item')}, {total}?", err=True)
+        yes = yes or click.confirm(f"remove {plural(len(items), 'item')}, {total}?", err=True)
     freed = remove() if items and yes else 0
-    if as_json:
-        removed = bool(items) and yes
-        listed = [asdict(item) for item in items]
-        print_json({"items": listed, "removed": removed, "bytes_freed": freed})
-        if items and not yes:
-            say(f"nothing removed; --yes removes {plural(len(items), 'item')}", err=True)
-    else:
-        click.echo(f"{size(freed)} freed" if freed else "nothing removed")
-    return freed if items and yes else None
+    document = {"items": listed, "removed": bool(items) and yes, "bytes_freed": freed}
+    report(document, f"{size(freed)} freed" if freed else "nothing removed")
+    if items and not yes and flags.get("json"):
+        say(f"nothing removed; --yes removes {plural(len(items), 'item')}", err=True)
+    return freed

@@ -8,22 +8,16 @@ from featurestore.dataset.splits import Splits
 class ScanOptions(Splits):
     """How samples are split, and which columns a table has: the options of `Dataset.open`.
 
-    Attributes
-    ----------
-    image_column : str, optional
-        Column of paths or URIs; by default ``path``.
-    label_column : str, optional
-        By default ``label`` if the table has it; otherwise the samples are unlabelled. In a CSV, a
-        column of integers makes integer classes, a column of other numbers a regression, and
-        everything else text. Other columns with a number such as ``007`` stay text.
-    split_column : str, optional
-        By default ``split`` if the table has it. Empty cells are drawn.
-    root : path or URI, optional
-        Folder that paths in a table are relative to: by default the table's folder, or the working
-        folder for a DataFrame.
+    In a CSV, a label column of integers makes integer classes, a column of other numbers a
+    regression, and everything else text. Other columns with a number such as ``007`` stay text.
+    Empty cells of the split column are drawn.
     """
 
     image_column: str | None = None
+    """Column of paths or URIs in a table; by default path."""
     label_column: str | None = None
+    """Column of labels in a table; by default label, if there is one, else without labels."""
     split_column: str | None = None
+    """Column of splits in a table; by default split, if there is one."""
     root: str | None = None
+    """Folder or URI that paths in a table are relative to; by default the table's folder."""

@@ -44,22 +44,21 @@ class Splits(Settings):
     numbers below `val`, and test those from ``1 - test`` on. So no sample ever moves because of
     others, and a test split that is added later takes no validation image.
 
-    Attributes
-    ----------
-    val, test : float
-        Fractions, which a drawn split has approximately; their sum must be below 1.
-    seed : int
-    group_by : str, optional
-        Groups, which never straddle two splits. In a table, a column: rows with equal values are
-        one group. In a folder, ``"folder"`` (the images of one sub-folder) or a regular expression
-        on the path relative to the folder, whose match (or whose group) names the group:
-        ``"patient_([0-9]+)"``.
+    A drawn split has its fraction approximately; the sum of both fractions must be below 1. In a
+    folder, a group is what a regular expression (or its group) matches in the path relative to the
+    folder, such as ``"patient_([0-9]+)"``.
     """
 
     val: Fraction = 0.2
+    """Fraction for validation."""
     test: Fraction = 0.0
+    """Fraction for the test split."""
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
+    """Seed of the splits."""
     group_by: str | None = None
+    """Keep the images of a group in one split. For a table: the column of the groups. For a
+    folder: `folder` (each sub-folder is a group), or a regular expression whose match in the path
+    is the group."""
 
     @model_validator(mode="after")
     def _leaves_training_rows(self) -> Self:

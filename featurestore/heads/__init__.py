@@ -2,20 +2,19 @@
 
 ::
 
-    registry    heads by name                      candidate   what to fit, with its id
-    network     ready-made Keras heads             adopted     the user's own Keras models
-    identity    estimators in canonical form       persist     estimators as files, without pickle
-    fit         fit heads: the functions           fitting     load, fit, measure and save
-    banks       heads fitted together              training    train a Keras head
-    folds       cross-validation                   metrics     how good predictions are
-    rows        features and labels by split       again       stale heads fitted again
-    head        a fitted head: predict, save       schema      schema of ``head.json``
-    estimator   fit an estimator                   refit       heads that are not portable
-    decision    values that classifiers decide by  parallel    estimators fitted on all cores
-    compare     heads listed best first            stale       heads on an earlier state of the data
-    describe    all that is stored of a head       notes       names, tags and notes of users
-    ranking     layers ranked                      scores      what layers are ranked by
-    events      events of fitting and ranking      calls       heads of several layers and seeds
+    registry         heads by name                     candidate   what to fit, with its id
+    network          ready-made Keras heads            adopted     the user's own Keras models
+    identity         estimators in canonical form      persist     estimators as files
+    fit              fit heads: the functions          fitting     load, fit, evaluate and save
+    banks            heads fitted jointly              training    train a Keras head
+    folds            cross-validation                  metrics     how good predictions are
+    rows             features and labels by split      again       stale heads fitted again
+    head             a fitted head: document, predict  estimator   fit an estimator
+    decision         values that classifiers use       parallel    estimators fitted on all cores
+    compare          heads listed best first           stale       heads on an earlier state
+    describe         all that is stored of a head      notes       labels, tags and notes of users
+    ranking          layers ranked                     calls       heads of several layers and seeds
+    transferability  what layers are ranked by         events      events of fitting and ranking
 """
 
 from featurestore.heads.again import fit_stale

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -46,44 +46,60 @@ class Candidate:
     seed: int
     nameless: str | None = None
 
+    def reseeded(self, seed: int) -> Candidate:
+        """Return the candidate with another seed, under the same id, for a repetition of folds."""
+        if self.kind == "keras" or seed == self.seed:
+            return replace(self, seed=seed)
+        template = _copy(self.template)
+        template.set_params(
+            **{
+                param: seed
+                for param, value in template.get_params(deep=True).items()
+                if param.rpartition("__")[2] == "random_state" and value == self.seed
+            }
+        )
+        return replace(self, template=template, seed=seed)
+
 
 def candidate(
-    estimator: Any,
-    params: Mapping[str, Any] | None,
-    features: Features,
-    seed: int,
-    callbacks: Sequence[Any] = (),
+    estimator: Any, params: Mapping[str, Any] | None, features: Features, seed: int
 ) -> Candidate:
-    """Return the head to fit, after checking what can be checked before: HeadError if it cannot be.
+    """Return the head to fit, after checking what can be checked before; HeadError if it cannot be.
 
-    Callbacks have no canonical form, so that a head that is trained with some is like no other.
+    Parameters
+    ----------
+    estimator, params, seed
+        As in `featurestore.heads.fit.fit_head`.
+    features : Features
     """
-    given = dict(params or {})
-    params = {k: each.item() if isinstance(each, np.generic) else each for k, each in given.items()}
+    params = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in (params or {}).items()
+    }
     task: Any = features.task
     kind: Literal["sklearn", "keras"] = "sklearn"
+    nameless = None
     if isinstance(estimator, str):
         # "sklearn.svm.SVC", "SVC" and SVC() are the same head.
         name = "+".join(part.strip().rpartition(".")[2] for part in estimator.split("+"))
         if estimator in registry.KERAS_HEADS:
             kind, options = "keras", registry.dense_options(name, params)
-            template: Any = network.dense(options, features)
             options.check(features, name)
+            template: Any = network.dense(options, features)
             fields = {"class": "dense", "params": options.fields()}
         else:
             template = registry.sklearn_head(estimator, params, task, seed)
     elif _is_keras(estimator):
         automatic = re.fullmatch(r"(sequential|functional|model)(_\d+)?", estimator.name)
         name = "keras" if automatic else f"keras-{estimator.name}"
-        kind, training = "keras", network.parse_options(network.TrainingOptions, name, params)
+        kind, training = "keras", registry.parse_options(network.TrainingOptions, name, params)
         training.check(features, name)
-        template, fields = adopted.adopt(estimator, training, features, seed)
+        template, fields = adopted.adopt(estimator, training, features)
     else:
         template = _copy(estimator)
         name, params = _name_of(template), {**_changed(template), **params}
         registry.check_task(template, name, task)
         registry.with_params(template, params, name, seed)
-    nameless = None
     if kind == "sklearn":
         try:
             fields = estimator_fields(template)
@@ -91,11 +107,6 @@ def candidate(
             nameless = str(error)
             # Unlike any other, so that it is never taken for a stored one.
             fields = {"class": import_path(type(template)), "fit": uuid.uuid4().hex}
-    if callbacks:
-        if kind != "keras":
-            raise HeadError(f"head {name!r} is not trained by Keras; callbacks are for Keras heads")
-        used = [import_path(type(each)) for each in callbacks]
-        fields = {**fields, "callbacks": used, "fit": uuid.uuid4().hex}
     digest = digest_fields(_identity(fields, features, seed))
     return Candidate(
         id=f"{name[:LONGEST_NAME]}-{short(digest)}",
@@ -120,8 +131,8 @@ def shown(value: Any, param: str) -> Any:
 def _is_keras(estimator: Any) -> bool:
     # By name, so that a scikit-learn head loads no TensorFlow.
     return any(
-        each.__module__.startswith("keras.") and each.__name__ == "Model"
-        for each in type(estimator).__mro__
+        base.__module__.startswith("keras.") and base.__name__ == "Model"
+        for base in type(estimator).__mro__
     )
 
 
@@ -163,7 +174,7 @@ def _changed(estimator: Any) -> dict[str, Any]:
         defaults = type(estimator)().get_params(deep=False)
     except Exception:  # It requires parameters.
         signature = inspect.signature(type(estimator)).parameters
-        defaults = {param: each.default for param, each in signature.items()}
+        defaults = {name: param.default for name, param in signature.items()}
     return {
         param: value
         for param, value in estimator.get_params(deep=False).items()

@@ -12,7 +12,7 @@ move instead, so that a decision value is 0, or a probability 0.5, where the thr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -67,31 +67,41 @@ class Threshold:
 
     @property
     def shift(self) -> float:
-        """What is added to the decision value of the second class."""
+        """What is added to the second class's logit, or to its decision value.
+
+        Infinite for a threshold of 0 or 1 on probabilities.
+        """
+        if self.response == "predict_proba":
+            with np.errstate(divide="ignore"):
+                return float(np.subtract(*np.log(self.weights[::-1])))
         return -self.value if self.positive else self.value
 
 
-def decision(estimator: Any, rows: np.ndarray) -> np.ndarray:
+def decision_values(estimator: Any, rows: np.ndarray) -> np.ndarray:
     """Return the decision values or logits of a fitted classifier, or else its probabilities.
 
     (row, class), or (row,) of the second of two classes.
     """
     if hasattr(estimator, "best_estimator_"):
-        return decision(estimator.best_estimator_, rows)
-    threshold = Threshold.of(estimator)
-    if hasattr(estimator, "decision_function") and threshold is None:
-        return estimator.decision_function(rows)
+        return decision_values(estimator.best_estimator_, rows)
     if hasattr(estimator, "steps"):
         *transforms, last = estimator
-        return decision(last, estimator[:-1].transform(rows) if transforms else rows)
-    if threshold is not None and threshold.response == "decision_function":
-        return estimator.estimator_.decision_function(rows) + threshold.shift
+        return decision_values(last, estimator[:-1].transform(rows) if transforms else rows)
+    threshold = Threshold.of(estimator)
     if threshold is not None:
-        shares = np.asarray(estimator.estimator_.predict_proba(rows), np.float64)
-        shares = shares * threshold.weights
+        classifier = estimator.estimator_
+        if threshold.response == "decision_function":
+            return classifier.decision_function(rows) + threshold.shift
+        shares = np.asarray(classifier.predict_proba(rows), np.float64) * threshold.weights
         return shares / shares.sum(axis=1, keepdims=True)
+    if hasattr(estimator, "decision_function"):
+        return estimator.decision_function(rows)
     if type(estimator).__name__ == "MLPClassifier":
-        return _perceptron_logits(estimator, rows)
+        # Without its last activation, its "probabilities" are the logits.
+        linear = copy(estimator)
+        linear.out_activation_ = "identity"
+        logits = linear.predict_proba(rows)
+        return logits[:, 1] if estimator.n_outputs_ == 1 else logits
     if hasattr(estimator, "predict_proba"):
         return estimator.predict_proba(rows)
     # A classifier that only predicts classes.
@@ -102,18 +112,3 @@ def _last(estimator: Any) -> Any:
     if hasattr(estimator, "best_estimator_"):
         return _last(estimator.best_estimator_)
     return _last(estimator.steps[-1][1]) if hasattr(estimator, "steps") else estimator
-
-
-def _perceptron_logits(perceptron: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the values that MLPClassifier applies softmax or sigmoid to."""
-    activations: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "identity": lambda x: x,
-        "logistic": lambda x: 0.5 * (1 + np.tanh(0.5 * x)),
-        "tanh": np.tanh,
-        "relu": lambda x: np.maximum(x, 0),
-    }
-    layers = list(zip(perceptron.coefs_, perceptron.intercepts_, strict=True))
-    for kernel, bias in layers[:-1]:
-        rows = activations[perceptron.activation](rows @ kernel + bias)
-    logits = rows @ layers[-1][0] + layers[-1][1]
-    return logits[:, 0] if perceptron.out_activation_ == "logistic" else logits

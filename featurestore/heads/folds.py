@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from featurestore.errors import HeadError, InputError
+from featurestore.errors import HeadError
 from featurestore.heads.rows import Rows
 from featurestore.settings import Settings
 from featurestore.table import plural
@@ -24,16 +23,14 @@ FOLDS = "folds"
 class CrossValidation(Settings):
     """How heads are cross-validated on the training rows.
 
-    Attributes
-    ----------
-    folds : int or None
-        Parts of the training rows, each of which is held out once. None: no cross-validation.
-    seeds : int
-        Repetitions, each with other folds and another seed of everything random in the heads.
+    Each fold is held out once. Each repetition has other folds, and another seed of everything
+    random in the heads.
     """
 
     folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validate on this number of folds of the train split."""
     seeds: Annotated[int, Field(ge=1)] = 1
+    """Repeat the folds with this number of seeds."""
 
     @field_validator("seeds")
     @classmethod
@@ -42,18 +39,13 @@ class CrossValidation(Settings):
             raise ValueError("repeats the folds, but there are none; set folds too, such as 5")
         return seeds
 
-    @classmethod
-    def parse(cls, folds: int | None, seeds: int) -> CrossValidation:
-        """Check the options; raises HeadError."""
-        try:
-            return cls.of({"folds": folds, "seeds": seeds})
-        except InputError as error:
-            raise HeadError(str(error)) from None
-
     def is_in(self, folds: Mapping[str, Any] | None) -> bool:
         """Whether a head was cross-validated in this way, with at least as many seeds."""
-        found = folds or {"folds": None, "seeds": 0}
-        return found["folds"] == self.folds and found["seeds"] >= self.seeds
+        return folds is not None and (folds["folds"] == self.folds and folds["seeds"] >= self.seeds)
+
+    def repetitions(self, rows: Rows, seed: int) -> list[Folds]:
+        """Return the folds of each repetition, from this seed on; none without folds."""
+        return [self.split(rows, seed + n) for n in range(self.seeds if self.folds else 0)]
 
     def split(self, rows: Rows, seed: int) -> Folds:
         """Return the folds of one repetition; HeadError if there are too few rows or groups."""
@@ -62,14 +54,14 @@ class CrossValidation(Settings):
         image_of = dataset.image_rows[numbers]
         images = numbers[image_of == numbers]
         groups = None if dataset.groups is None else dataset.groups[images]
-        found = len(images) if groups is None else len(np.unique(groups))
-        if found == len(images):
+        most = len(images) if groups is None else len(np.unique(groups))
+        if most == len(images):
             groups = None  # as for the plain images of an augmented data set
-        if found < self.folds:
+        if most < self.folds:
             what = "training row" if groups is None else "group"
-            instead = f"take folds={found} at most" if found > 1 else "fit without folds"
+            instead = f"take folds={most} at most" if most > 1 else "fit without folds"
             raise HeadError(
-                f"data set {dataset.name!r} has {plural(found, what)} in its train split, too few "
+                f"data set {dataset.name!r} has {plural(most, what)} in its train split, too few "
                 f"for {self.folds} folds; {instead}"
             )
         folds = split(dataset.targets[images], groups, self.folds, seed)
@@ -112,28 +104,26 @@ def split(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> Fo
     with warnings.catch_warnings():
         # Of classes with fewer rows than folds: some folds have none of them.
         warnings.simplefilter("ignore", UserWarning)
-        found = list(splitter(folds, shuffle=True, random_state=seed).split(y, y, groups))
+        parts = list(splitter(folds, shuffle=True, random_state=seed).split(y, y, groups))
     # A classifier needs two classes to learn from, R² two values to be measured on.
     return [
         (train, held_out)
-        for train, held_out in found
+        for train, held_out in parts
         if len(np.unique(y[train if classes else held_out])) > 1
     ]
 
 
-def gathered(asked: CrossValidation, measured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the document entry on a head's folds, from the metrics on each.
-
-    ``folds``, ``seeds``, ``rows`` (held out, on average) and ``metrics``: a list for each, with a
-    value for each fold of each seed.
-    """
-    metrics: dict[str, list[float | None]] = defaultdict(list)
-    for each in measured:
-        for name, value in each.items():
-            if name not in ("rows", "confusion"):
-                metrics[name].append(value)
-    rows = float(np.mean([each["rows"] for each in measured]))
-    return {"folds": asked.folds, "seeds": asked.seeds, "rows": rows, "metrics": dict(metrics)}
+def folds_document(
+    validation: CrossValidation, metrics: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return what a head records of its folds, from the metrics on each: see `Head.folds`."""
+    names = [name for name in metrics[0] if name not in ("rows", "confusion")]
+    return {
+        "folds": validation.folds,
+        "seeds": validation.seeds,
+        "rows": float(np.mean([fold["rows"] for fold in metrics])),
+        "metrics": {name: [fold[name] for fold in metrics] for name in names},
+    }
 
 
 def common(documents: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]] | None:
@@ -141,16 +131,20 @@ def common(documents: Sequence[Mapping[str, Any] | None]) -> list[dict[str, Any]
 
     None if one of them was not cross-validated, or on another number of folds.
     """
-    found = [dict(each) for each in documents if each]
-    if len(found) < len(documents) or len({each["folds"] for each in found}) != 1:
+    validated = [document for document in documents if document]
+    if len(validated) < len(documents) or len({folds["folds"] for folds in validated}) != 1:
         return None
-    seeds = min(each["seeds"] for each in found)
+    seeds = min(folds["seeds"] for folds in validated)
     # Some seeds may have a fold less, which could not be fitted.
-    count = min((len(one) for each in found for one in each["metrics"].values()), default=0)
-    for each in found:
-        each["metrics"] = {name: values[:count] for name, values in each["metrics"].items()}
-        each["seeds"] = seeds
-    return found
+    count = min(len(values) for folds in validated for values in folds["metrics"].values())
+    return [
+        {
+            **folds,
+            "seeds": seeds,
+            "metrics": {name: values[:count] for name, values in folds["metrics"].items()},
+        }
+        for folds in validated
+    ]
 
 
 def mean_and_spread(folds: Mapping[str, Any], metric: str) -> tuple[float, float] | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Collection, Mapping
-from functools import cached_property, partial
-from typing import Annotated, Any, Literal, NoReturn, Self
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import (
@@ -20,14 +19,15 @@ from pydantic import (
 )
 
 from featurestore.digests import finite_json
-from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, one_line, received
+from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, received
 from featurestore.heads import persist
-from featurestore.heads.decision import decision
+from featurestore.heads.decision import decision_values
 from featurestore.heads.identity import foreign
 from featurestore.heads.listing import metrics_grid
 from featurestore.heads.metrics import without_confusion
 from featurestore.settings import first_mistake
 from featurestore.store import FeatureKey, FeatureStore, StoreLike
+from featurestore.store.heads import Provenance
 from featurestore.table import cell, show_html
 
 CONFUSION_FILE = "confusion.json"
@@ -35,39 +35,23 @@ CONFUSION_FILE = "confusion.json"
 FORWARD_BYTES = 64 * 2**20
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class _Dataset(_Part):
-    name: str
-    manifest_digest: str
-
-
-class _Features(_Part):
-    model: str
-    ref: str
-    prefix_digest: str
-    dataset_digest: str
-
-
-class _Provenance(_Part):
-    dataset: _Dataset
-    features: _Features
+class _Provenance(Provenance):
     estimator: dict[str, Any]
     backbone: dict[str, Any] | None = None
     created: str
     seconds: float
 
 
-class _Folds(_Part):
+class _Folds(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     folds: int
     seeds: int
     rows: float
     metrics: dict[str, list[float | None]]
 
 
-def _checked(model: type[_Part]) -> Any:
+def _checked(model: type[BaseModel]) -> Any:
     """Return an annotation of a mapping that has at least the fields of a model."""
 
     def check(value: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +117,7 @@ class Head(BaseModel):
     shape: Annotated[tuple[PositiveInt, ...], Field(strict=False)]
     params: dict[str, Any]
     seed: int
-    metrics: dict[str, dict[str, float | dict[str, Any] | None]]
+    metrics: dict[str, dict[str, int | float | dict[str, Any] | None]]
     history: dict[str, list[float | None]]
     problems: Annotated[tuple[str, ...], Field(strict=False)]
     provenance: _checked(_Provenance)  # type: ignore[valid-type]
@@ -143,11 +127,12 @@ class Head(BaseModel):
     note: str = ""
 
     _store: FeatureStore = PrivateAttr()
-    _fitted: Callable[[], Any] = PrivateAttr()
+    _trusted: Collection[str] = PrivateAttr(())
+    _fitted: Any = PrivateAttr(None)
 
     @classmethod
     def of_document(cls, document: Mapping[str, Any], store: FeatureStore) -> Self:
-        """Return a stored head without its estimator; DamagedError if its document is not valid."""
+        """Return a stored head, without reading its files; DamagedError for an invalid document."""
         try:
             head = cls.model_validate(document)
         except ValidationError as error:
@@ -162,7 +147,7 @@ class Head(BaseModel):
     def of_fit(cls, fitted: Any, store: FeatureStore, **fields: Any) -> Self:
         """Return the head of a fitted estimator or keras.Model."""
         head = cls(**fields)
-        head._store, head._fitted = store, lambda: fitted
+        head._store, head._fitted = store, fitted
         return head
 
     def __eq__(self, other: object) -> bool:
@@ -189,15 +174,30 @@ class Head(BaseModel):
 
     @property
     def fitted(self) -> Any:
-        """The fitted scikit-learn estimator or keras.Model.
+        """The fitted scikit-learn estimator or keras.Model; of a loaded head, read when first used.
 
         Raises
         ------
         HeadError
-            If the stored estimator has types of other libraries that the user did not trust: see
-            `load`.
+            If it has types of other libraries that the user did not trust: see `load`.
+        DamagedError
+            If its file is missing or changed, or has content that must not be loaded.
         """
-        return self._fitted()
+        if self._fitted is None:
+            read, classes = self._store.heads.read, list(self.classes)
+            if self.kind == "keras":
+                fitted = persist.load_keras(read(self.id, persist.KERAS_FILE), self.id)
+                fits = fitted.output_shape[-1] == (len(classes) or 1)
+            else:
+                data = read(self.id, persist.SKLEARN_FILE)
+                fitted = persist.load_sklearn(data, self.id, self._trusted)
+                # Classifiers of other libraries may have been fitted on class numbers.
+                labels = list(getattr(fitted, "classes_", ()))
+                fits = labels in (classes, list(range(len(classes))))
+            if not fits:
+                raise _misfit(self.id, "its estimator has other classes, or another order of them")
+            self._fitted = fitted
+        return self._fitted
 
     @property
     def foreign(self) -> list[str]:
@@ -234,7 +234,10 @@ class Head(BaseModel):
             return self.decision_function(X)[:, 0]
         if self.kind == "keras":
             return np.asarray(self.classes)[self._probabilities(X).argmax(axis=1)]
-        return self._named(np.asarray(self.fitted.predict(self._rows(X))))
+        predicted = np.asarray(self.fitted.predict(self._rows(X)))
+        if list(self.fitted.classes_) == list(self.classes):
+            return predicted
+        return np.asarray(self.classes)[predicted]  # It was fitted on class numbers.
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray | None:
         """Predict the probability of each class.
@@ -269,21 +272,16 @@ class Head(BaseModel):
             return self._forward(self._logits_model, rows)
         if self.task == "regression":
             return np.asarray(self.fitted.predict(rows), np.float64).reshape(len(rows), -1)
-        scores = np.asarray(decision(self.fitted, rows), np.float64)
+        scores = np.asarray(decision_values(self.fitted, rows), np.float64)
         if scores.ndim == 1:
             scores = np.stack([np.zeros_like(scores), scores], axis=1)
         return scores
 
     def document(self) -> dict[str, Any]:
         """Return what ``head.json`` holds, without confusion matrices, as JSON values."""
-        history = finite_json(self.history)  # A loss may be infinite.
         metrics = without_confusion(self.metrics)
-        values = {name: getattr(self, name) for name in type(self).model_fields}
-        fields = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-        }
-        return {**fields, "metrics": metrics, "history": history}
+        history = finite_json(self.history)  # A loss may be infinite.
+        return {**self.model_dump(mode="json"), "metrics": metrics, "history": history}
 
     def changed(self, **fields: Any) -> Self:
         """Return the head with other values of some fields."""
@@ -332,7 +330,7 @@ class Head(BaseModel):
         NotFoundError
             If no id begins with it, or several do; the message offers the nearest.
         DamagedError
-            If a file is missing or changed, or has content that must not be loaded.
+            If its document or its confusion matrices are missing or changed.
         """
         if not isinstance(head, str):
             raise HeadError(
@@ -343,60 +341,15 @@ class Head(BaseModel):
         store = FeatureStore.of(store)
         head_id = find(store, head)
         loaded = cls.of_document(store.heads.get(head_id), store)
-        read, wrong = partial(store.heads.read, head_id), None
-        try:
-            if loaded.task == "classification":
-                for split, confusion in json.loads(read(CONFUSION_FILE)).items():
-                    loaded.metrics[split]["confusion"] = dict(confusion)
-            if loaded.kind == "keras":
-                fitted = persist.load_keras(read(persist.KERAS_FILE), head_id)
-            else:
-                fitted = persist.load_sklearn(read(persist.SKLEARN_FILE), head_id, trusted)
-            loaded._fitted = lambda: fitted
-            wrong = loaded._misfit(fitted)
-        except HeadError as error:
-            if loaded.foreign:
-                loaded._fitted = partial(_raise, error)
-                return loaded
-            wrong = str(error)
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            wrong = f"{type(error).__name__}: {one_line(error)}"
-        if wrong:
-            raise DamagedError(
-                f"the files of head {head_id!r} do not fit its document: {wrong}",
-                remedy="fit the head again with `featurestore train`",
-            )
+        loaded._trusted = trusted
+        if loaded.task == "classification":
+            try:
+                confusion = json.loads(store.heads.read(head_id, CONFUSION_FILE))
+                for split, metrics in loaded.metrics.items():
+                    metrics["confusion"] = dict(confusion[split])
+            except (KeyError, TypeError, ValueError, RecursionError) as error:
+                raise _misfit(head_id, f"{CONFUSION_FILE} is invalid") from error
         return loaded
-
-    def _misfit(self, fitted: Any) -> str | None:
-        """Return how a fitted estimator contradicts the document; None if it fits."""
-        if (self.task == "regression") == bool(self.classes):
-            return f"its task is {self.task}, with {len(self.classes)} classes"
-        if self.kind == "keras":
-            sizes = (*fitted.input_shape[1:], *fitted.output_shape)
-            expected = (*self.shape, None, len(self.classes) or 1)
-            fits = len(sizes) == len(expected) and sizes[-2:] == expected[-2:]
-            if fits and all(a in (None, b) for a, b in zip(sizes, expected, strict=True)):
-                return None
-            return f"its model maps {fitted.input_shape} to {fitted.output_shape}"
-        from sklearn.base import is_classifier, is_regressor
-
-        if not (is_regressor if self.task == "regression" else is_classifier)(fitted):
-            return f"its task is {self.task}, which {type(fitted).__name__} is not for"
-        # Classifiers of other libraries may have been fitted on class numbers.
-        known = list(range(len(self.classes))), list(self.classes)
-        if self.classes and list(fitted.classes_) not in known:
-            return "its estimator has other classes, or another order of them"
-        width = getattr(fitted, "n_features_in_", None)
-        if width not in (None, math.prod(self.shape)):
-            return f"its estimator takes {width} features, and its shape is {self.shape}"
-        return None
-
-    def _named(self, predicted: np.ndarray) -> np.ndarray:
-        """Return labels: an estimator may have been fitted on class numbers."""
-        if list(self.fitted.classes_) == list(self.classes):
-            return predicted
-        return np.asarray(self.classes)[predicted]
 
     def _rows(self, X: np.ndarray) -> np.ndarray:
         """Return features, float32, in the shape that the estimator takes."""
@@ -433,8 +386,11 @@ class Head(BaseModel):
         return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype("f8")
 
 
-def _raise(error: HeadError) -> NoReturn:
-    raise error
+def _misfit(head_id: str, reason: str) -> DamagedError:
+    return DamagedError(
+        f"the files of head {head_id!r} do not fit its document: {reason}",
+        remedy="fit the head again with `featurestore train`",
+    )
 
 
 def forward_parts(rows: np.ndarray) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from featurestore.heads.folds import FOLDS, common, mean_and_spread
-from featurestore.heads.scores import SCORES
+from featurestore.heads.transferability import SCORES
 from featurestore.store.variants import FIELDS, tell_apart
 from featurestore.table import Grid, cell, plural, printable, size
 
@@ -124,12 +124,12 @@ def metrics_grid(metrics: Mapping[str, Mapping[str, Any]]) -> Grid:
 
 
 def ranking_layout(rows: Rows) -> Iterator[Grid]:
-    """Show ranked layers: first the score that they are sorted by, then the others."""
+    """Show ranked layers: first the score that they are sorted by, then the other."""
     shown, variants = tell_apart(rows)
     by, metric = rows[0]["by"], rows[0]["metric"]
-    known = [by, *(name for name in SCORES if name != by and rows[0][name] is not None)]
+    scores = [by, *(name for name in SCORES if name != by)]
     yield Grid(
         [{**row, "size": size(row["bytes"])} for row in shown],
-        ["model", *variants, "layer", *known, "rows", "shape", "size"],
-        {"ridge": f"ridge {metric}", "knn": f"knn {metric}", "size": "bytes/sample"},
+        ["model", *variants, "layer", *scores, "rows", "shape", "size"],
+        {"ridge": f"ridge {metric}", "size": "bytes/sample"},
     )

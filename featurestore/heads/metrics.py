@@ -35,79 +35,75 @@ def primary(task: str) -> str:
     return "r2" if task == "regression" else "accuracy"
 
 
-def measure(
+def evaluate(
     heads: Sequence[Head], rows: Rows, predict: Predict | None = None
 ) -> list[dict[str, dict[str, Any]]]:
-    """Measure heads on the splits that have labelled rows, as `classification` or `regression`.
+    """Evaluate heads on each split that has labelled rows.
 
     Parameters
     ----------
     heads : sequence of Head
     rows : Rows
     predict : callable, optional
-        Returns, from features (row, …), the predicted labels and the probabilities of each head;
-        by default, each head is asked.
+        Returns the predictions of all heads from features (row, …); by default, each head predicts
+        alone.
+
+    Returns
+    -------
+    list of dict
+        For each head, by split, what `classification` or `regression` returns.
 
     Raises
     ------
     HeadError
         If a head cannot predict a split, or predicts NaN or infinity.
     """
-    found: list[dict[str, dict[str, Any]]] = [{} for _ in heads]
+    metrics: list[dict[str, dict[str, Any]]] = [{} for _ in heads]
     for split in rows.splits:
         if not rows.count(split):
             continue
-        parts = [list(_predict(heads, part, split, predict)) for part in rows.parts(split)]
         truth = rows.labels(split)
-        for number, head in enumerate(heads):
-            predicted = np.concatenate([part[number][0] for part in parts])
+        chunks = [list(_predictions(heads, X, split, predict)) for X in rows.parts(split)]
+        for head, own, predictions in zip(heads, metrics, zip(*chunks, strict=True), strict=True):
+            predicted = np.concatenate([labels for labels, _ in predictions])
             if head.task == "regression":
-                found[number][split] = regression(truth, predicted)
+                own[split] = regression(truth, predicted)
                 continue
-            columns = [each for part in parts if (each := part[number][1]) is not None]
+            columns = [columns for _, columns in predictions if columns is not None]
             probabilities = np.concatenate(columns) if columns else None
-            found[number][split] = classification(
+            own[split] = classification(
                 truth, predicted, probabilities, head.classes, rows.features.classes
             )
-    return found
+    return metrics
 
 
-def without_confusion(measured: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def without_confusion(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return metrics by split without confusion matrices: with a thousand classes, a megabyte."""
     return {
-        split: {name: value for name, value in each.items() if name != "confusion"}
-        for split, each in measured.items()
+        split: {name: value for name, value in values.items() if name != "confusion"}
+        for split, values in metrics.items()
     }
 
 
-def _predict(
+def _predictions(
     heads: Sequence[Head], features: np.ndarray, split: str, predict: Predict | None
 ) -> Iterator[Predicted]:
-    """Yield, for each head, predicted labels (row,) and probabilities (row, class) or None."""
     together = None if predict is None else iter(predict(features))
     for head in heads:
+        params = f" with {json.dumps(head.params)}" if head.params else ""
+        name = f"head {head.estimator!r}{params}"
+        where = "rows that a fold holds out" if split == HELD_OUT else f"{split} split"
         try:
             predicted, probabilities = next(together) if together else _alone(head, features)
         except Exception as error:  # as when a row has no neighbour within the radius
-            raise HeadError(
-                f"head {head.estimator!r}{_with(head)} cannot predict the {_rows_of(split)}: "
-                f"{one_line(error, 300)}"
-            ) from error
+            raise HeadError(f"{name} cannot predict the {where}: {one_line(error, 300)}") from error
         for numbers in (predicted, probabilities):
             if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
                 raise HeadError(
-                    f"head {head.estimator!r}{_with(head)} predicts NaN or infinity on the "
-                    f"{_rows_of(split)}; change its parameters, or take another head"
+                    f"{name} predicts NaN or infinity on the {where}",
+                    remedy="change its parameters, or use another head",
                 )
         yield predicted, probabilities
-
-
-def _with(head: Head) -> str:
-    return f" with {json.dumps(head.params)}" if head.params else ""
-
-
-def _rows_of(split: str) -> str:
-    return "rows that a fold holds out" if split == HELD_OUT else f"{split} split"
 
 
 def _alone(head: Head, features: np.ndarray) -> Predicted:
@@ -124,7 +120,7 @@ def classification(
     columns: Sequence[Any] = (),
     classes: Sequence[Any] = (),
 ) -> dict[str, Any]:
-    """Measure predicted classes.
+    """Compute the metrics of predicted classes.
 
     Parameters
     ----------
@@ -133,10 +129,10 @@ def classification(
     probabilities : numpy.ndarray (row, column), optional
         Predicted probabilities.
     columns : sequence of labels
-        The class of each column of ``probabilities``. A true class without a column, missing from
-        the training rows, counts as predicted with probability 0.
+        The class of each column of ``probabilities``. A true class without a column was missing
+        from the training rows; its probability counts as 0.
     classes : sequence of labels
-        The classes of the confusion matrix, in order; labels that are not among them are added.
+        The classes of the confusion matrix, in order; other labels are added at its end.
 
     Returns
     -------
@@ -146,50 +142,56 @@ def classification(
         None without probabilities) and ``confusion``: ``classes`` and ``matrix`` (true class,
         predicted class).
     """
+    # The definitions are scikit-learn's. Its functions take ten times as long for 10,000 rows, and
+    # more for fewer, because each checks and encodes the labels again.
     order = [*classes, *sorted({*truth.tolist(), *predicted.tolist()} - set(classes))]
     pairs = _positions(truth, order) * len(order) + _positions(predicted, order)
     matrix = np.bincount(pairs, minlength=len(order) ** 2).reshape(len(order), len(order))
-    right, true, found = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    occur, either = true > 0, true + found > 0
+    hits, true, guesses = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    occurs, either = true > 0, true + guesses > 0
     return {
         "rows": len(truth),
-        "accuracy": float(right.sum() / len(truth)),
-        "balanced_accuracy": float((right[occur] / true[occur]).mean()),
-        "macro_f1": float((2 * right[either] / (true + found)[either]).mean()),
+        "accuracy": float(hits.sum() / len(truth)),
+        "balanced_accuracy": float((hits[occurs] / true[occurs]).mean()),
+        "macro_f1": float((2 * hits[either] / (true + guesses)[either]).mean()),
         "log_loss": None if probabilities is None else _log_loss(truth, probabilities, columns),
         "confusion": {"classes": order, "matrix": matrix.tolist()},
     }
 
 
 def by_class(confusion: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return how well each class is predicted, by the ``confusion`` of `classification`.
+    """Compute the metrics of each class from the ``confusion`` of `classification`.
 
-    ``class``, ``rows``, ``precision`` (None if it was never predicted), ``recall`` (None without
-    rows), ``f1``, and ``mistaken_for``, the other class that its rows were given most.
+    Returns
+    -------
+    list of dict
+        ``class``, ``rows``, ``precision`` (None if it was never predicted), ``recall`` (None
+        without rows), ``f1``, and ``mistaken_for``, the wrong class most often predicted for its
+        rows.
 
     Examples
     --------
     >>> by_class({"classes": ["a", "b"], "matrix": [[3, 1], [0, 2]]})[1]["precision"]
     0.6666666666666666
     """
-    classes, matrix = confusion["classes"], np.asarray(confusion["matrix"])
-    found = []
-    for index, name in enumerate(classes):
-        right = int(matrix[index, index])
-        rows, predicted = int(matrix[index].sum()), int(matrix[:, index].sum())
+    matrix = np.asarray(confusion["matrix"])
+    table = []
+    for index, name in enumerate(confusion["classes"]):
+        hits = int(matrix[index, index])
+        rows, guesses = int(matrix[index].sum()), int(matrix[:, index].sum())
         wrong = matrix[index].copy()
         wrong[index] = 0
-        found.append(
+        table.append(
             {
                 "class": name,
                 "rows": rows,
-                "precision": right / predicted if predicted else None,
-                "recall": right / rows if rows else None,
-                "f1": 2 * right / (rows + predicted) if rows + predicted else None,
-                "mistaken_for": classes[int(wrong.argmax())] if wrong.any() else None,
+                "precision": hits / guesses if guesses else None,
+                "recall": hits / rows if rows else None,
+                "f1": 2 * hits / (rows + guesses) if rows + guesses else None,
+                "mistaken_for": confusion["classes"][int(wrong.argmax())] if wrong.any() else None,
             }
         )
-    return found
+    return table
 
 
 def _positions(labels: np.ndarray, order: Sequence[Any]) -> np.ndarray:
@@ -200,14 +202,13 @@ def _positions(labels: np.ndarray, order: Sequence[Any]) -> np.ndarray:
 
 def _log_loss(truth: np.ndarray, probabilities: np.ndarray, columns: Sequence[Any]) -> float:
     column = _positions(truth, columns)
-    of_truth = np.asarray(probabilities, np.float64)[np.arange(len(truth)), column]
-    of_truth = np.where(column < 0, 0.0, of_truth)
-    # Plus 0, so that the loss of certain predictions is not -0.0.
-    return float(-np.log(np.clip(of_truth, SMALLEST_PROBABILITY, 1.0)).mean()) + 0.0
+    of_truth = np.where(column < 0, 0.0, probabilities[np.arange(len(truth)), column])
+    clipped = np.clip(of_truth.astype(np.float64), SMALLEST_PROBABILITY, 1.0)
+    return float(-np.log(clipped).mean()) + 0.0  # a loss of zero is 0.0 instead of -0.0
 
 
 def regression(truth: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """Measure predicted values.
+    """Compute the metrics of predicted values.
 
     Parameters
     ----------

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from featurestore.errors import HeadError, InputError, nearest
+from featurestore.errors import HeadError, nearest
 from featurestore.heads.identity import canonical
 from featurestore.settings import Settings
 
@@ -19,26 +19,16 @@ if TYPE_CHECKING:
     from featurestore.features import Features
 
 
-# Optimizers of Keras by name, with the learning rate that each has in Keras.
-OPTIMIZERS = {
-    **dict.fromkeys(("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw"), 1e-3),
-    **dict.fromkeys(("ftrl", "lion", "muon", "nadam", "rmsprop"), 1e-3),
-    "sgd": 1e-2,
-}
-
-
-def _known(name: Any) -> Any:
-    if name is not None and (not isinstance(name, str) or name.casefold() not in OPTIMIZERS):
-        raise ValueError(f"no optimizer of Keras; {nearest(str(name), OPTIMIZERS)}")
-    return name and name.casefold()
-
-
 def _weighted(value: Any) -> Any:
     if value is None or value == "balanced" or isinstance(value, dict):
         return value
     raise ValueError("expected 'balanced', or the weight of each class, such as {cat: 2}")
 
 
+Optimizer = Literal[
+    "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "ftrl", "lion", "muon", "nadam",
+    "rmsprop", "sgd",
+]  # fmt: skip
 Weight = Annotated[float, Field(gt=0)]
 ClassWeight = Annotated[
     Literal["balanced"] | dict[str | int, Weight] | None, BeforeValidator(_weighted)
@@ -50,10 +40,10 @@ class TrainingOptions(Settings):
 
     Attributes
     ----------
-    optimizer : str or None
-        Name in `OPTIMIZERS`; None is the optimizer that the user's model is compiled with, or Adam.
+    epochs : int
+        0 leaves the weights of a user's model as they are: it was trained elsewhere.
     learning_rate, weight_decay : float or None
-        None leaves what the optimizer has.
+        None is the optimizer's default.
     class_weight : {"balanced"} or dict or None
         Weight of the training rows of each class, by label; 1 for those that are left out.
         ``"balanced"``: rows / (classes * rows of the class), as scikit-learn has it.
@@ -61,25 +51,17 @@ class TrainingOptions(Settings):
         Stop after this many epochs without a lower validation loss, and take the best epoch.
     """
 
-    epochs: PositiveInt = 10
+    epochs: NonNegativeInt = 10
     batch_size: PositiveInt = 32
-    optimizer: Annotated[str | None, BeforeValidator(_known)] = None
+    optimizer: Optimizer = "adam"
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     class_weight: ClassWeight = None
     early_stopping: Annotated[int, Field(gt=0, strict=True)] | None = None
 
-    def fields(self, *, compiled: bool = False) -> dict[str, Any]:
-        """Return what decides the training, as JSON values.
-
-        The optimizer of a compiled model is used unless another is named.
-        """
-        found = self.model_dump()
-        if not compiled or self.optimizer:
-            optimizer = self.optimizer or "adam"
-            rate = self.learning_rate or OPTIMIZERS[optimizer]
-            found |= {"optimizer": optimizer, "learning_rate": rate}
-        return {name: canonical(value, name) for name, value in found.items()}
+    def fields(self) -> dict[str, Any]:
+        """Return what decides the training, as JSON values."""
+        return {name: canonical(value, name) for name, value in self.model_dump().items()}
 
     def check(self, features: Features, name: str) -> None:
         """Raise HeadError if the data set does not have the classes or the rows that it takes."""
@@ -121,20 +103,10 @@ def _listed(value: Any) -> Any:
 class DenseOptions(TrainingOptions):
     """The options of a ready-made Keras head; ``units`` has a number for each hidden layer."""
 
+    epochs: PositiveInt = 10
     pool: Literal["avg", "max", "flatten"] = "avg"
     units: Annotated[list[PositiveInt], BeforeValidator(_listed)] = Field(default=[128])
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-Options = TypeVar("Options", bound=TrainingOptions)
-
-
-def parse_options(kind: type[Options], name: str, params: Mapping[str, Any]) -> Options:
-    """Return the options of a Keras head; HeadError if one is unknown or out of range."""
-    try:
-        return kind.of(params)
-    except InputError as error:
-        raise HeadError(f"head {name!r}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -147,16 +119,10 @@ class Network:
         Returns a new, uncompiled model. Its arguments are the mean and the standard deviation of
         the training labels, which scale the output of a ready-made regression head.
     options : TrainingOptions
-    compiled : dict or None
-        The user's optimizer and loss, as Keras serializes them; None for Adam and cross-entropy.
-    sparse : bool
-        Whether the loss takes class numbers instead of one-hot rows.
     """
 
     build: Callable[[float, float], keras.Model]
     options: TrainingOptions
-    compiled: dict[str, Any] | None = None
-    sparse: bool = False
 
 
 def dense(options: DenseOptions, features: Features) -> Network:

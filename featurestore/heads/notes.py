@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -37,10 +37,10 @@ class Notes(Settings):
     note: str | None = None
 
     @classmethod
-    def parse(cls, label: str | None, tags: Iterable[str], note: str | None) -> Notes:
-        """Check a label, tags and a note; raises HeadError."""
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Validate keyword arguments; HeadError for the first that is unknown or out of range."""
         try:
-            return cls.of({"label": label, "tags": tags, "note": note})
+            return super().of(options)
         except InputError as error:
             raise HeadError(str(error)) from None
 
@@ -95,7 +95,7 @@ def annotate(
     """
     opened = FeatureStore.of(store)
     key = find(opened, head)
-    notes = Notes.parse(label, tags, note)
+    notes = Notes.of({"label": label, "tags": tags, "note": note})
 
     def changes(document: Mapping[str, Any]) -> dict[str, Any]:
         stored = Head.of_document(document, opened).document()

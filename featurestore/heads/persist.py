@@ -82,11 +82,10 @@ def load_sklearn(data: bytes, head_id: str, trusted: Collection[str] = ()) -> An
             return skops.io.loads(data, trusted=types)
     except Exception as error:  # a torn file can raise anything
         raise _damaged(head_id, SKLEARN_FILE, one_line(error)) from error
-    packages = sorted({name.partition(".")[0] for name in foreign})
     raise HeadError(
         f"the estimator of head {head_id!r} has {', '.join(foreign)}, whose code runs when it is "
         "loaded",
-        remedy=f"if you trust it: Head.load({head_id!r}, store, trusted={packages})",
+        remedy=f"if you trust it: Head.load({head_id!r}, store, trusted={foreign})",
     )
 
 

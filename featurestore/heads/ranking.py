@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurestore.errors import FeatureStoreWarning, HeadError, received
-from featurestore.features import Features, stored, without_boundaries
+from featurestore.features import stored, without_boundaries
 from featurestore.heads import metrics
 from featurestore.heads.events import LayerRanked
 from featurestore.heads.listing import ranking_layout
 from featurestore.heads.rows import check_labels
-from featurestore.heads.scores import REGRESSION, SCORES, Score, scores
+from featurestore.heads.transferability import SCORES, Score, transferability
 from featurestore.listening import OnEvent, receiver
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.store.variants import Variant
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featurestore.dataset import Dataset
 
 MOST_ROWS = 2000
-# Of a layer at most this many numbers are read, which takes about 0.5 GB. One very wide layer
+# Of a layer at most this many numbers are read, which takes about 0.7 GB. One very wide layer
 # reduces the rows that all are ranked on, to this many at least.
 MOST_VALUES = 50_000_000
 FEWEST_ROWS = 200
@@ -45,8 +45,8 @@ def rank(
 ) -> Table[dict[str, Any]]:
     """Rank the stored layers of a data set by how well a head would do on each.
 
-    No head is trained. Five scores are computed, see `featurestore.heads.scores`, from the same
-    training rows of all layers: the first of content order, which are a fair sample.
+    No head is trained. Both scores (see docs/choosing.md) are computed from the same training rows
+    of all layers: the first of content order, which are a fair sample.
 
     Parameters
     ----------
@@ -56,14 +56,9 @@ def rank(
         By default FEATURESTORE_STORE, else ``./store``.
     model : str, path or sequence of str, optional
         Only layers of this backbone, or of these.
-    by : str
-        The score to sort by. For regression there are ``"ridge"``, ``"knn"`` and ``"logme"``.
-
-        - ``"logme"``: log evidence of a Bayesian linear model.
-        - ``"ridge"``: accuracy, or R², of ridge, leaving out each row (and its group) by turns.
-        - ``"knn"``: accuracy, or R², of the nearest neighbour (in another group).
-        - ``"h_score"``: shrunk H-score.
-        - ``"separability"``: Bhattacharyya class separability.
+    by : {"logme", "ridge"}
+        The score to sort by: the log evidence of a Bayesian linear model; or the accuracy, or R²,
+        of ridge that predicts each row from those of other groups.
     on_event : callable, optional
         Receives `LayerRanked` after each layer.
     **variant
@@ -73,16 +68,15 @@ def rank(
     -------
     Table of dict
         Best first: ``key``, ``model``, ``layer``, ``by``, ``score`` (that one's value), each score
-        by its name (None if it is unknown), ``metric`` of ridge and knn ("accuracy" or "r2"),
-        ``spread`` (standard error of ridge), ``rows``, ``dims`` (numbers per row),
-        ``bytes`` (per row, as stored, uncompressed), ``shape`` (of a row), ``prefix`` (first digits
-        of the prefix digest) and the fields of `Variant`: ``input_size``, ``resize``, ``weights``,
-        ….
+        by its name (ridge is None if all rows are of one group), ``metric`` of ridge ("accuracy" or
+        "r2"), ``rows``, ``dims`` (numbers per row), ``bytes`` (per row, as stored, uncompressed),
+        ``shape`` (of a row), ``prefix`` (first digits of the prefix digest) and the fields of
+        `Variant`: ``input_size``, ``resize``, ``weights``, ….
 
     Raises
     ------
     HeadError
-        If the data set has no labels, too few to learn from, or none that the score is for.
+        If the data set has no labels, or too few to learn from.
     NotFoundError
         If the store has no features of the data set, or of a model.
     IncompleteFeaturesError
@@ -92,68 +86,55 @@ def rank(
     from featurestore.dataset.source import text_of
 
     if by not in SCORES:
-        raise HeadError(f"by is {received(by)}; expected one of {', '.join(SCORES)}")
+        raise HeadError(f"by is {received(by)}", f"one of {', '.join(SCORES)}")
     if not isinstance(dataset, Dataset):
         text_of(dataset)  # before the store is opened: the two may be in the wrong order
-    asked = without_boundaries(stored(FeatureStore.of(store), dataset, model=model, **variant))
-    found = [each for each in asked if each.complete]
-    if not found:
-        asked[0].group.require()
-    if len(found) < len(asked):
-        left_out = ", ".join(sorted({each.ref for each in asked if each not in found}))
+    layers = without_boundaries(stored(FeatureStore.of(store), dataset, model=model, **variant))
+    complete = [layer for layer in layers if layer.complete]
+    if not complete:
+        layers[0].group.require()
+    if len(complete) < len(layers):
+        left_out = ", ".join(sorted({layer.ref for layer in layers if layer not in complete}))
         warnings.warn(
-            f"{len(asked) - len(found)} of {len(asked)} layers are not ranked because they are "
-            f"incomplete: {left_out}; `featurestore extract` completes them",
+            f"{len(layers) - len(complete)} of {len(layers)} layers are not ranked, because they "
+            f"are incomplete: {left_out}; `featurestore extract` completes them",
             FeatureStoreWarning,
             stacklevel=2,
         )
-    samples = found[0].dataset
+    samples = complete[0].dataset
     check_labels(samples)
-    if samples.task == "regression" and by not in REGRESSION:
-        raise HeadError(
-            f"{by} needs classes, and the labels of data set {samples.name!r} are numbers; rank by "
-            f"one of {', '.join(REGRESSION)}"
-        )
-    widest = max(_dims(each) for each in found)
+    widest = max(int(np.prod(features.shape[1:])) for features in complete)
     limit = min(MOST_ROWS, max(FEWEST_ROWS, MOST_VALUES // widest))
-    chosen = samples.rows("train", labelled=True, views=False)[:limit]
-    groups = None if samples.groups is None else samples.groups[chosen]
-    y = samples.targets[chosen]
+    numbers = samples.rows("train", labelled=True, views=False)[:limit]
+    groups = None if samples.groups is None else samples.groups[numbers]
     table, emit = [], receiver(on_event)
-    for done, features in enumerate(found, 1):
-        X = features.read(chosen, np.float32).reshape(len(chosen), -1)
+    for done, features in enumerate(complete, 1):
+        X = features.read(numbers, np.float32).reshape(len(numbers), -1)
         if not np.isfinite(X).all():
             raise HeadError(
                 f"{features.key} cannot be ranked: its training rows have NaN or infinity, which "
-                "`featurestore extract` never stores; run `featurestore verify`"
+                "`featurestore extract` never stores",
+                remedy="run `featurestore verify`",
             )
-        values = scores(X, y, groups)
-        table.append(_row(features, values, by, len(chosen)))
-        emit(LayerRanked(str(features.key), done, len(found)))
+        scores = transferability(X, samples.targets[numbers], groups)
+        table.append(
+            {
+                "key": str(features.key),
+                "model": features.key.model,
+                "layer": features.ref,
+                "by": by,
+                "score": scores[by],
+                "metric": metrics.primary(str(features.task)),
+                **scores,
+                "rows": len(numbers),
+                "dims": X.shape[1],
+                "bytes": X.shape[1] * features.dtype.itemsize,
+                "shape": list(features.shape[1:]),
+                "prefix": features.key.short.prefix,
+                **Variant.of(features.group.provenance).to_dict(),
+            }
+        )
+        emit(LayerRanked(str(features.key), done, len(complete)))
     # Of each score, more is better.
     table.sort(key=lambda row: (row["score"] is None, -(row["score"] or 0), row["dims"]))
     return Table(table, ranking_layout)
-
-
-def _dims(features: Features) -> int:
-    return int(np.prod(features.shape[1:]))
-
-
-def _row(
-    features: Features, values: Mapping[str, float | None], by: Score, rows: int
-) -> dict[str, Any]:
-    return {
-        "key": str(features.key),
-        "model": features.key.model,
-        "layer": features.ref,
-        "by": by,
-        "score": values[by],
-        "metric": metrics.primary(str(features.task)),
-        **values,
-        "rows": rows,
-        "dims": _dims(features),
-        "bytes": _dims(features) * features.dtype.itemsize,
-        "shape": list(features.shape[1:]),
-        "prefix": features.key.short.prefix,
-        **Variant.of(features.group.provenance).to_dict(),
-    }

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from featurestore.errors import HeadError, nearest, one_line
-from featurestore.heads.network import DenseOptions, parse_options
+from featurestore.errors import HeadError, InputError, nearest, one_line
+from featurestore.heads.network import DenseOptions, TrainingOptions
 
 Task = Literal["classification", "regression"]
+Options = TypeVar("Options", bound=TrainingOptions)
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,14 @@ def check_named(name: str, params: Mapping[str, Any], task: Task | None = None) 
 def dense_options(name: str, params: Mapping[str, Any]) -> DenseOptions:
     """Return all options of a ready-made Keras head; HeadError if one is unknown or invalid."""
     return parse_options(DenseOptions, name, {**KERAS_HEADS[name], **params})
+
+
+def parse_options(kind: type[Options], name: str, params: Mapping[str, Any]) -> Options:
+    """Return the options of a Keras head; HeadError if one is unknown or out of range."""
+    try:
+        return kind.of(params)
+    except InputError as error:
+        raise HeadError(f"head {name!r}: {error}") from None
 
 
 def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) -> Any:

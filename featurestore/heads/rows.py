@@ -103,23 +103,24 @@ class Rows:
         labels = self.labels("train")
         return self.values("train").reshape(len(labels), -1), labels
 
-    def fitted_batches(self, batch_size: int, seed: int) -> Batches:
-        """Return shuffled batches of the training rows."""
-        numbers, group = self._numbers["train"], self.features.source
-        group.require(numbers)
-        kind = np.int32 if self.task == "classification" else np.float32
-        memory = self.values("train") if self.in_memory else None
-        targets = self.targets("train").astype(kind)
-        return Batches(group, numbers, targets, batch_size, True, seed, memory)
+    def batches(
+        self, split: str, batch_size: int | None = None, *, shuffle: bool = False, seed: int = 0
+    ) -> Batches:
+        """Return batches of a split with its targets, from memory or from the store."""
+        numbers, source = self._numbers[split], self.features.source
+        memory = self.values(split) if self.in_memory else None
+        source.require(numbers)
+        targets = self.targets(split)
+        targets = targets.astype(np.int32 if self.task == "classification" else np.float32)
+        size = batch_size or STREAMED_ROWS
+        return Batches(source, numbers, targets, size, shuffle, seed, memory)
 
     def parts(self, split: str) -> Iterator[np.ndarray]:
         """Yield the features of a split in order, float32 (row, …), at once or streamed."""
         if self.in_memory or split in self._read:
             yield self.values(split)
             return
-        numbers, group = self._numbers[split], self.features.source
-        group.require(numbers)
-        batches = Batches(group, numbers, None, STREAMED_ROWS)
+        batches = self.batches(split)
         epoch = batches.epoch(0)
         for index in range(len(batches)):
             yield epoch.batch(index)[0]
@@ -127,8 +128,8 @@ class Rows:
     def check_completed(self) -> None:
         """Raise HeadError if the rows that exist are too few to learn from."""
         features = self.features
-        known = len(np.unique(self.targets("train")))
-        if features.blocks is not None and known < (2 if self.task == "classification" else 1):
+        labels = len(np.unique(self.targets("train")))
+        if features.blocks is not None and labels < (2 if self.task == "classification" else 1):
             raise HeadError(
                 f"{features.key}: of {features.group.shape[0]} rows {len(features)} exist, and "
                 "their training labels are too few to learn from; "
@@ -137,34 +138,32 @@ class Rows:
 
     def problems(self) -> list[str]:
         """Return warnings about a head on these rows: missing rows, missing and single samples."""
-        features, found = self.features, []
+        features, texts = self.features, []
         if features.blocks is not None:
-            found.append(
+            texts.append(
                 f"fitted and measured on the {len(features)} of {features.group.shape[0]} rows "
                 "that existed"
             )
         if self.task == "regression":
-            return found
-        classes = np.array(list(map(str, features.classes)))
-        data = features.dataset
-        images = {split: self.numbers(split) for split in SPLITS}
-        images["train"] = np.unique(data.image_rows[images["train"]])
-        counts = {
-            split: np.bincount(data.targets[rows], minlength=len(classes))
-            for split, rows in images.items()
-        }
-        here, there = counts["train"], counts["val"] + counts["test"]
-        if missing := classes[here == 0].tolist():
-            found.append(
+            return texts
+        dataset, classes = features.dataset, np.array(list(map(str, features.classes)))
+        images = np.unique(dataset.image_rows[self.numbers("train")])
+        held_out = np.concatenate([self.numbers("val"), self.numbers("test")])
+        trained, measured = (
+            np.bincount(dataset.targets[rows], minlength=len(classes))
+            for rows in (images, held_out)
+        )
+        if missing := classes[trained == 0].tolist():
+            texts.append(
                 f"the train split has no sample of class {', '.join(missing)}, which will never "
                 "be predicted"
             )
-        if single := classes[(here == 1) & (there == 0)].tolist():
-            found.append(
+        if single := classes[(trained == 1) & (measured == 0)].tolist():
+            texts.append(
                 f"class {', '.join(single)} has a single sample, in the train split: it can be "
                 "predicted, but not evaluated; add samples"
             )
-        return found
+        return texts
 
 
 def check_labels(dataset: Dataset) -> None:

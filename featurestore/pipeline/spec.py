@@ -5,21 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ByteSize,
-    Field,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from featurestore.backbone.engines import Engine, Precision
-from featurestore.backbone.preprocessing import Interpolation, Resize, Scaling
+from featurestore.backbone.preprocessing import Interpolation, NamedScaling, Resize
 from featurestore.dataset import ScanOptions, Split
 from featurestore.dataset.splits import meaning
-from featurestore.extraction.planning import BatchSize, Dtype
-from featurestore.heads.folds import CrossValidation
+from featurestore.extraction.planning import BatchSize, Dtype, bytes_of
+from featurestore.heads.folds import FOLDS, CrossValidation
 from featurestore.heads.metrics import Metric
 from featurestore.heads.notes import Line, Tags
 from featurestore.promotion.fine_tuning import FineTuning
@@ -35,23 +28,12 @@ def _not_empty(value: Any) -> Any:
 
 
 class DataSpec(ScanOptions):
-    """Where the samples are, how they are scanned, and how the training images are augmented."""
+    """Where the samples are, and how they are scanned."""
 
     path: str
-    """Folder or table. Without a backbone: the data set, by its name or path."""
+    """Folder or table; or the name of a stored data set, without options of a scan."""
     name: str | None = None
     """Name of the data set; by default the folder's or file's."""
-    views: Count | None = None
-    """Augmented views of each training image."""
-    augmentation: Annotated[Any, Field(validate_default=True)] = None
-    """The Keras layers that augment, or their file: see `Dataset.augmented`."""
-
-    @field_validator("augmentation")
-    @classmethod
-    def _with_views(cls, augmentation: Any, info: ValidationInfo) -> Any:
-        if (augmentation is None) != (info.data.get("views") is None):
-            raise ValueError("goes with `views`; give both, or neither")
-        return augmentation
 
 
 def _several(value: Any) -> Any:
@@ -70,17 +52,17 @@ class FeaturesSpec(Settings):
     model: Several[str] | None = None
     """Name of the backbone."""
     weights: Several[str] | None = None
-    """``imagenet``, ``random``, or a weights file."""
+    """imagenet, random, or a weights file."""
     input_size: Several[Count] | None = None
     """Side of the square that images are resized to, in pixels."""
-    scaling: Several[Scaling] | None = None
-    """Pixel scaling."""
+    scaling: Several[NamedScaling] | None = None
+    """Pixel scaling that a model file needs; applications have their own."""
     resize: Several[Resize] | None = None
     """How images that are not square become square."""
     interpolation: Several[Interpolation] | None = None
     """Filter of the resize."""
     precision: Several[Precision] | None = None
-    """Number type of the forward pass."""
+    """Number type of the forward pass; bfloat16 is faster on recent hardware."""
 
 
 class BackboneSpec(FeaturesSpec):
@@ -101,10 +83,8 @@ class ExtractSpec(Settings):
     """Images in a forward batch; auto: as a short measurement and the free memory suggest."""
     engine: Engine = "auto"
     """Library that computes the forward pass; auto: the fastest that is correct."""
-    replace: bool = False
-    """Then remove earlier arrays whose rows the new arrays have."""
-    max_bytes: Annotated[ByteSize, Field(gt=0)] | None = None
-    """Stop before the first image if more is to be written, before compression: 20GB."""
+    max_bytes: Annotated[int, BeforeValidator(bytes_of), Field(gt=0)] | None = None
+    """Stop before the first image if more is to be written, before compression, such as 20GB."""
 
 
 class BaselineSpec(Settings):
@@ -123,8 +103,6 @@ class HeadSpec(Settings):
     """Parameters of every head of this entry."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
     """Values of each parameter; a head for each combination."""
-    layers: Layers | None = None
-    """Layers to fit on; by default all."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of everything random in the head."""
     label: Line | None = None
@@ -133,10 +111,6 @@ class HeadSpec(Settings):
     """Tags to write on the heads."""
     note: str | None = None
     """A note to write on the heads."""
-
-    def is_for(self, layer: str) -> bool:
-        """Whether the head is fitted on a layer."""
-        return self.layers is None or layer in self.layers
 
     def combinations(self) -> list[dict[str, Any]]:
         """Return the parameters of each head of this entry."""
@@ -184,7 +158,7 @@ class PipelineSpec(CrossValidation):
     name: Annotated[str, AfterValidator(_folder_name)]
     """Folder of its runs."""
     data: Annotated[DataSpec, BeforeValidator(_data)]
-    """The images. Without a backbone: the name of a data set in the store."""
+    """The images. Without a backbone: a data set in the store."""
     backbone: Annotated[Several[BackboneSpec] | None, BeforeValidator(_not_empty)] = None
     """The frozen models; without any, heads are fitted on stored features."""
     features: FeaturesSpec = FeaturesSpec()
@@ -201,10 +175,6 @@ class PipelineSpec(CrossValidation):
     """How the best head is chosen."""
     promote: Annotated[FineTuning | None, BeforeValidator(_not_empty)] = None
     """Promote the best head, and fine-tune it."""
-    workers: Count | None = None
-    """Share the work among this number of processes on this machine."""
-    scheduler: str | None = None
-    """Share it among the workers of a Dask cluster, such as tcp://10.0.0.1:8786."""
 
     @field_validator("layers")
     @classmethod
@@ -216,30 +186,19 @@ class PipelineSpec(CrossValidation):
             raise ValueError("is not used: every backbone has its own layers")
         return layers
 
-    @field_validator("features")
+    @field_validator("features", "extract", "baseline", "promote")
     @classmethod
-    def _without_backbone(cls, features: FeaturesSpec, info: ValidationInfo) -> FeaturesSpec:
-        if info.data.get("backbone") is not None:
-            raise ValueError("selects stored features, and `backbone` computes them; give one")
-        return features
-
-    @field_validator("extract", "baseline", "promote")
-    @classmethod
-    def _with_backbone(cls, value: Any, info: ValidationInfo) -> Any:
-        if info.data.get("backbone", ()) is None:
+    def _fits_backbone(cls, value: Any, info: ValidationInfo) -> Any:
+        stored = info.data.get("backbone", ()) is None
+        if stored and info.field_name != "features":
             raise ValueError("needs a `backbone`; without one, heads are fitted on stored features")
+        if info.data.get("backbone") and info.field_name == "features":
+            raise ValueError("selects stored features, and `backbone` computes them; give one")
         return value
 
-    @field_validator("scheduler")
+    @field_validator("select")
     @classmethod
-    def _without_workers(cls, scheduler: str | None, info: ValidationInfo) -> str | None:
-        if scheduler is not None and info.data.get("workers") is not None:
-            raise ValueError(
-                "is for a Dask cluster, and `workers` for this machine; give one of them"
-            )
-        return scheduler
-
-    @property
-    def cluster(self) -> int | str | None:
-        """What `extract` takes as ``cluster``."""
-        return self.workers or self.scheduler
+    def _has_folds(cls, select: SelectSpec, info: ValidationInfo) -> SelectSpec:
+        if select.split == FOLDS and info.data.get("folds", FOLDS) is None:
+            raise ValueError("is by the folds, and the file has no `folds: N`; give both")
+        return select

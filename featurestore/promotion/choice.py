@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 from featurestore.errors import PromotionError
 from featurestore.heads import Head, leaderboard
 from featurestore.heads.compare import best, ordered, value_of
@@ -33,30 +31,22 @@ def best_promotable(store: FeatureStore, dataset: str | None = None) -> tuple[He
         for row in leaderboard(dataset, store)
         if row["stale"] is None and row["model"] != "pixels"
     ]
-    names = list(dict.fromkeys(row["dataset"] for row in rows))
-    if len(names) > 1:
+    if len(names := sorted({row["dataset"] for row in rows})) > 1:
         raise PromotionError(
-            f"heads of {len(names)} data sets are stored, which do not compare; name one: "
-            + " or ".join(f"`--best {shlex.quote(name)}`" for name in names)
+            f"heads of {len(names)} data sets are stored, which do not compare; name one of "
+            f"{', '.join(names)}: `--best NAME`"
         )
     heads = [Head.load(row["head"], store) for row in rows]
-    can = [head for head in heads if promotable(head)]
-    if not can:
-        which = f" of data set {dataset!r}" if dataset else ""
-        found = (
-            f"none of the {len(heads)} heads{which} has a Keras form"
-            if heads
-            else f"no head{which} was fitted on its samples, labels and splits as they are now"
-        )
+    candidates = [head for head in heads if promotable(head)]
+    if not candidates:
+        of = f" of data set {dataset!r}" if dataset else ""
         raise PromotionError(
-            f"{found}; `featurestore train` fits one that can be promoted, such as logistic or "
+            f"none of the {len(heads)} heads{of} on its present samples, labels and splits has a "
+            "Keras form; `featurestore train` fits one that can be promoted, such as logistic or "
             "dense"
         )
-    chosen = best(can)
-    (first, *_), split, metric = ordered(can)
-    value = value_of(first.metrics, first.folds, split, metric)
-    others = f"; {len(heads) - len(can)} of {len(heads)} have no Keras form"
-    return chosen, (
-        f"{'the mean over the folds' if split == 'folds' else 'the val split'}, {metric} "
-        f"{cell(value)}, best of {len(can)}{others if len(can) < len(heads) else ''}"
-    )
+    chosen = best(candidates)
+    (first, *_), split, metric = ordered(candidates)
+    by = "the mean over the folds" if split == "folds" else "the val split"
+    value = cell(value_of(first.metrics, first.folds, split, metric))
+    return chosen, f"{by}, {metric} {value}, best of {len(candidates)} of {len(heads)} heads"

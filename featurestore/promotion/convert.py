@@ -1,8 +1,8 @@
 """Fitted scikit-learn estimators as stock Keras layers, step by step.
 
 Linear classifiers and regressors, ``MLPClassifier`` and ``MLPRegressor`` convert, alone or behind
-scalers, PCA and feature selection in a ``Pipeline``, or inside a fitted search. Calibration and
-thresholds around them are in :mod:`featurestore.promotion.around`.
+scalers, PCA and feature selection in a ``Pipeline``, calibrated or with a threshold (see
+:mod:`featurestore.promotion.calibration`), or inside a fitted search.
 
 All that a head has learned becomes ordinary weights, which ``set_weights`` and every exporter
 carry. The weights of scaling and selection are not trainable.
@@ -17,12 +17,19 @@ from typing import Any
 import numpy as np
 
 from featurestore.errors import PromotionError
-from featurestore.promotion import around
+from featurestore.heads.decision import Threshold
+from featurestore.promotion.calibration import (
+    calibrated,
+    inner_classifiers,
+    log,
+    refusal,
+    scaled,
+)
 
 PROMOTABLE = (
-    "Keras heads; linear classifiers and regressors (logistic, ridge, linear-svm, "
-    "LinearDiscriminantAnalysis, SGDClassifier, Lasso, …); MLPClassifier and MLPRegressor; each "
-    "also behind scalers, PCA or feature selection, and calibrated or with a threshold"
+    "Keras heads, linear classifiers and regressors (logistic, ridge, linear-svm, "
+    "LinearDiscriminantAnalysis, SGDClassifier, Lasso, …), MLPClassifier or MLPRegressor, also "
+    "behind scalers, PCA or feature selection, and calibrated or with a threshold"
 )
 
 
@@ -56,7 +63,7 @@ class Flow:
         # Use the factors as float32 rounds them, so that features far from zero do not shift.
         center = np.broadcast_to(np.asarray(center, "float64"), selected)
         bias[self.index] = -center * factors[self.index].astype("float64")
-        return Flow(around.scaled(self.x, factors, bias, name), self.index)
+        return Flow(scaled(self.x, factors, bias, name), self.index)
 
     def dense(
         self, kernel: np.ndarray, bias: Any, name: str, activation: str | None = None
@@ -85,12 +92,12 @@ def as_layers(estimator: Any, x: Any, prefix: str, softmax: str) -> tuple[Any, A
     -------
     scores : KerasTensor
         Logits (row, class), one column for each class also if there are two; or the predicted
-        value (row, 1) of a regressor. Of a classifier that is calibrated, or has a threshold on its
-        probabilities, these are the output.
+        value (row, 1) of a regressor. The output itself for a classifier that is calibrated, or
+        has a threshold on its probabilities.
     output : KerasTensor
         The probabilities (row, class) of a classifier's ``predict_proba``, or the softmax of its
         decision values if it has none; the scores of a regressor. The largest is the predicted
-        class: a threshold shifts them, as in `featurestore.heads.decision`.
+        class: a threshold shifts the logits, as in `featurestore.heads.decision`.
 
     Raises
     ------
@@ -98,10 +105,10 @@ def as_layers(estimator: Any, x: Any, prefix: str, softmax: str) -> tuple[Any, A
         If a step has no Keras form; the message lists what can be promoted.
     """
     check(estimator)
-    return from_flow(estimator, Flow.of(x), prefix, softmax)
+    return _apply(estimator, Flow.of(x), prefix, softmax)
 
 
-def from_flow(estimator: Any, flow: Flow, prefix: str, softmax: str) -> tuple[Any, Any]:
+def _apply(estimator: Any, flow: Flow, prefix: str, softmax: str) -> tuple[Any, Any]:
     """Apply an estimator that `check` accepts; as :func:`as_layers`."""
     import keras
 
@@ -111,8 +118,17 @@ def from_flow(estimator: Any, flow: Flow, prefix: str, softmax: str) -> tuple[An
         assert convert is not None
         flow = convert(step, flow, f"{prefix}{number}_{type(step).__name__.lower()}")
     name = f"{prefix}{len(before)}_{type(last).__name__.lower()}"
-    if around.inside(last):
-        return around.as_layers(last, flow, name, softmax)
+    threshold = Threshold.of(last)
+    if threshold is not None:
+        scores, output = _apply(last.estimator_, flow, f"{name}_", f"{name}_probabilities")
+        # The scores of a calibrated classifier are its probabilities.
+        logits = log(output, f"{name}_log") if scores is output else scores
+        logits = scaled(logits, 1.0, [0.0, threshold.shift], f"{name}_threshold")
+        output = keras.layers.Softmax(name=softmax)(logits)
+        return (logits if threshold.response == "decision_function" else output), output
+    if inner_classifiers(last):
+        output = _calibrated(last, flow, name, softmax)
+        return output, output
     predictor = _predictor(last)
     assert predictor is not None
     scores = predictor(last, flow, name).x
@@ -125,37 +141,43 @@ def from_flow(estimator: Any, flow: Flow, prefix: str, softmax: str) -> tuple[An
     return scores, keras.layers.Softmax(name=softmax)(logits)
 
 
+def _calibrated(calibration: Any, flow: Flow, name: str, softmax: str) -> Any:
+    """Apply the classifier of each fold, calibrated; the mean of their probabilities."""
+    import keras
+
+    outputs = []
+    for number, fold in enumerate(calibration.calibrated_classifiers_):
+        own = f"{name}_{number}"
+        scores, output = _apply(fold.estimator, flow, f"{own}_", f"{own}_probabilities")
+        outputs.append(calibrated(fold, scores, output, own))
+    if len(outputs) == 1:
+        return keras.layers.Activation("linear", name=softmax)(outputs[0])
+    return keras.layers.Average(name=softmax)(outputs)
+
+
 def check(estimator: Any) -> None:
     """Raise PromotionError if a step of a fitted estimator has no Keras form."""
     steps = _steps(estimator)
     for step in steps:
         name, last = type(step).__name__, step is steps[-1]
-        inside = around.inside(step) if last else []
-        convert = inside or (_predictor(step) if last else _transformer(step))
+        inner = inner_classifiers(step) if last else []
+        convert = inner or (_predictor(step) if last else _transformer(step))
         if not convert or not type(step).__module__.startswith("sklearn."):
             place = "as the last step" if last else "before another step"
             raise no_form(f"{name} {place}" if len(steps) > 1 else name)
-        reason = around.refusal(step) if inside else _refusal(step)
+        reason = refusal(step) if inner else _refusal(step)
         if reason is not None:
             raise PromotionError(f"{name} cannot be promoted: {reason}")
-        for each in inside:
-            check(each)
-
-
-def is_isotonic(estimator: Any) -> bool:
-    """Whether isotonic calibration makes probabilities piecewise flat."""
-    last = _steps(estimator)[-1]
-    inside = around.inside(last)
-    return bool(inside) and (
-        getattr(last, "method", "") == "isotonic" or any(map(is_isotonic, inside))
-    )
+        for classifier in inner:
+            check(classifier)
 
 
 def no_form(what: str) -> PromotionError:
     """Return the error for a head, or a step of one, that has no Keras form."""
     return PromotionError(
-        f"{what} has no Keras form and cannot be promoted; what can be: {PROMOTABLE}. Train one of "
-        "these on the same features with `featurestore train`"
+        f"{what} has no Keras form and cannot be promoted",
+        PROMOTABLE,
+        "train one of these on the same features with `featurestore train`",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from featurestore.heads import metrics
 from featurestore.promotion.inference import Predictor
 from featurestore.promotion.report import Measured
 from featurestore.promotion.saved import Promoted, load_model, shown
-from featurestore.promotion.seen import UNKNOWN, UNSEEN
+from featurestore.promotion.training_record import UNKNOWN, UNSEEN
 from featurestore.store import FeatureStore, StoreLike
 from featurestore.table import Table
 
@@ -32,8 +32,6 @@ def evaluate(
     model: str | Path | keras.Model | Promoted,
     data: Dataset | str | os.PathLike[str],
     store: StoreLike = None,
-    *,
-    classes: Sequence[Any] | None = None,
 ) -> Measured:
     """Evaluate a promoted model on labelled samples, with separate metrics for those it has seen.
 
@@ -49,8 +47,6 @@ def evaluate(
         they are, or the name of a data set in the store.
     store : FeatureStore, path or URL, optional
         Of a data set that is given by its name.
-    classes : sequence of str or int, optional
-        The class of each column of the output, if the model does not carry them.
 
     Returns
     -------
@@ -69,15 +65,14 @@ def evaluate(
     DatasetError
         If the data set has no labels, or labels of another kind.
     """
-    return Measured(_evaluation(model, data, store, classes).metrics)
+    promoted = load_model(model)  # a file that is not such a model, before a long scan
+    return Measured(Evaluation.of(promoted, open_data(data, store)).metrics)
 
 
 def mistakes(
     model: str | Path | keras.Model | Promoted,
     data: Dataset | str | os.PathLike[str],
     store: StoreLike = None,
-    *,
-    classes: Sequence[Any] | None = None,
 ) -> Table[dict[str, Any]]:
     """List the samples that a promoted model predicts wrongly, the most confident first.
 
@@ -91,12 +86,8 @@ def mistakes(
         :func:`evaluate`. For a regression all samples, those with the largest error first, with
         ``error`` (label less truth) in place of ``probability``.
     """
-    return Table(_evaluation(model, data, store, classes).mistakes)
-
-
-def _evaluation(model: Any, data: Any, store: StoreLike, classes: Any) -> Evaluation:
-    promoted = load_model(model, classes)  # a file that is not such a model, before a long scan
-    return Evaluation.of(promoted, open_data(data, store))
+    promoted = load_model(model)
+    return Table(Evaluation.of(promoted, open_data(data, store)).mistakes)
 
 
 def open_data(
@@ -147,79 +138,77 @@ class Evaluation:
         """
         classes = _comparable(promoted, data)
         labelled = data.rows(labelled=True, views=False)
-        seen = promoted.seen
-        splits = np.full(len(data), UNKNOWN) if seen is None else seen.splits_of(data)
-        rows = {split: labelled[splits[labelled] == split] for split in GROUPS}
-        rows = {split: each for split, each in rows.items() if len(each)}
+        record = promoted.training_record
+        splits = np.full(len(data), UNKNOWN) if record is None else record.splits_of(data)
+        rows = {group: labelled[splits[labelled] == group] for group in GROUPS}
+        rows = {group: numbers for group, numbers in rows.items() if len(numbers)}
         if held_out and set(rows) - {"train"}:
             rows.pop("train", None)
-        predictor = Predictor(promoted)
-        outputs = {split: predictor(data.image, each.tolist()) for split, each in rows.items()}
-        were = {split: UNKNOWN if seen is None else seen.images_were(split) for split in rows}
+        predict = Predictor(promoted)
+        outputs = {group: predict(data.image, numbers.tolist()) for group, numbers in rows.items()}
+        were = {group: UNKNOWN if record is None else record.images_were(group) for group in rows}
         return cls(data, classes, rows, outputs, were)
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """See :func:`evaluate`."""
         return {
-            split: {"images_were": were, **self._figures(split)}
-            for split, were in self.images_were.items()
+            group: {"images_were": were, **self._metrics(group)}
+            for group, were in self.images_were.items()
         }
 
-    @property
-    def mistakes(self) -> list[dict[str, Any]]:
-        """See :func:`mistakes`."""
-        found = [
-            {
-                "path": self.data.paths[row],
-                "row": int(row),
-                "truth": truth,
-                **(self._guess(output) if self.classes else _miss(output, truth)),
-                "images_were": self.images_were[split],
-            }
-            for split in self.rows
-            for row, output, truth in zip(
-                self.rows[split], self.outputs[split], self._truth(split).tolist(), strict=True
-            )
-        ]
-        if self.classes:
-            wrong = [each for each in found if each["label"] != each["truth"]]
-            return sorted(wrong, key=lambda each: (-each["probability"], each["row"]))
-        return sorted(found, key=lambda each: (-abs(each["error"]), each["row"]))
-
-    def _truth(self, split: str) -> np.ndarray:
-        assert self.data.labels is not None
-        return self.data.labels[self.rows[split]]
-
-    def _figures(self, split: str) -> dict[str, Any]:
-        output, truth = self.outputs[split], self._truth(split)
+    def _metrics(self, group: str) -> dict[str, Any]:
+        output, truth = self.outputs[group], self._truth(group)
         if not self.classes:
             return metrics.regression(truth, output[:, 0].astype(np.float64))
         predicted = np.asarray(self.classes, dtype=object)[output.argmax(axis=1)]
         return metrics.classification(truth, predicted, output, self.classes, self.classes)
 
-    def _guess(self, output: np.ndarray) -> dict[str, Any]:
+    def _truth(self, group: str) -> np.ndarray:
+        assert self.data.labels is not None
+        return self.data.labels[self.rows[group]]
+
+    @property
+    def mistakes(self) -> list[dict[str, Any]]:
+        """See :func:`mistakes`."""
+        samples = [
+            {
+                "path": self.data.paths[row],
+                "row": int(row),
+                "truth": truth,
+                **self._prediction(output, truth),
+                "images_were": were,
+            }
+            for group, were in self.images_were.items()
+            for row, output, truth in zip(
+                self.rows[group], self.outputs[group], self._truth(group).tolist(), strict=True
+            )
+        ]
+        if self.classes:
+            wrong = [sample for sample in samples if sample["label"] != sample["truth"]]
+            return sorted(wrong, key=lambda sample: (-sample["probability"], sample["row"]))
+        return sorted(samples, key=lambda sample: (-abs(sample["error"]), sample["row"]))
+
+    def _prediction(self, output: np.ndarray, truth: Any) -> dict[str, Any]:
+        if not self.classes:
+            return {"label": float(output[0]), "error": float(output[0]) - truth}
         best = int(output.argmax())
         return {"label": self.classes[best], "probability": float(output[best])}
-
-
-def _miss(output: np.ndarray, truth: float) -> dict[str, Any]:
-    return {"label": float(output[0]), "error": float(output[0]) - truth}
 
 
 def _comparable(promoted: Promoted, data: Dataset) -> list[Any]:
     """Return the model's classes as the labels of a data set write them: 1 may be "1" there."""
     if data.labels is None or data.task != promoted.task:
-        found = f"labels for {data.task}" if data.task else "no labels"
+        labels = f"labels for {data.task}" if data.task else "no labels"
         raise DatasetError(
-            f"{promoted.name} was trained for {promoted.task}, and {data.name} has {found}; "
+            f"{promoted.name} was trained for {promoted.task}, and {data.name} has {labels}; "
             "give data with such labels, or use `featurestore predict`"
         )
-    written = {str(each): each for each in data.classes}
-    known = [written.get(str(each), each) for each in promoted.classes]
-    if known and not set(known) & set(data.classes):
+    own = {str(label): label for label in data.classes}
+    classes = [own.get(str(label), label) for label in promoted.classes]
+    if classes and not set(classes) & set(data.classes):
         raise DatasetError(
-            f"{promoted.name} knows the classes {shown(known)}, and none of them is a label in "
+            f"{promoted.name} knows the classes {shown(classes)}, and none of them is a label in "
             f"{data.name} ({shown(data.classes)})"
         )
-    return known
+    return classes

@@ -17,23 +17,9 @@ class PromotionStageStarted:
 
 @dataclass(frozen=True)
 class Proved:
-    """``what`` (the fused model or its saved file) was proven to predict what the head predicts."""
+    """The fused model and its saved file were proven to predict what the head predicts."""
 
-    what: str
     parity: Parity
-
-
-@dataclass(frozen=True)
-class TuningStarted:
-    """Fine-tuning starts, with the learning rates of the head and of each block.
-
-    ``start`` is the layer ref whose stored features epochs read, and are measured on; None if they
-    read the images.
-    """
-
-    head: str
-    rates: Mapping[str, float]
-    start: str | None
 
 
 @dataclass(frozen=True)
@@ -46,15 +32,4 @@ class TuningEpochEnded:
     logs: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class TuningInterrupted:
-    """Fine-tuning was interrupted in an epoch, counted from 1."""
-
-    head: str
-    epoch: int
-    epochs: int
-
-
-PromotionEvent = (
-    PromotionStageStarted | Proved | TuningStarted | TuningEpochEnded | TuningInterrupted
-)
+PromotionEvent = PromotionStageStarted | Proved | TuningEpochEnded

@@ -23,35 +23,24 @@ Count = Annotated[int, Field(ge=1, lt=2**31)]
 class FineTuning(Settings):
     """How to train a promoted model end to end; 0 epochs do not train it.
 
-    Attributes
-    ----------
-    unfreeze : str or int, optional
-        Layers of the backbone to train. A name: the first layer whose name begins with it, and all
-        layers after it. A number: the last N layers. By default only the head is trained.
-    epochs : int, optional
-        Passes over the training rows; by default 3 with ``unfreeze``, else 0.
-    learning_rate : float
-        Learning rate of Adam for the last block of the backbone; the head's is ten times that.
-    lr_decay : float
-        Factor of the learning rate for each block before the last one, above 0 and at most 1.
-    patience : int, optional
-        Stop after this many epochs without a better one. By default all epochs run.
-    keep_tuned : bool
-        Keep the best epoch even if the model was better before the first one.
-    batch_size : int
-        Samples in a training batch.
-    seed : int
-        Seed of the order of the training rows, and of dropout.
+    Adam trains; the learning rate of the head is ten times that of the backbone.
     """
 
     unfreeze: int | str | None = None
+    """Train the backbone too, from the first layer whose name begins with this text; or, if it is
+    a number, its last layers. By default only the head is trained."""
     epochs: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Passes over the training images; by default 3 with an unfrozen backbone, else 0."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of the backbone; the head's is ten times that."""
     patience: Count | None = None
+    """Stop after this number of epochs without improvement; by default all epochs run."""
     keep_tuned: bool = False
+    """Write the fine-tuned model even if it is worse than before fine-tuning."""
     batch_size: Count = 32
+    """Images in a training batch."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the order of the training images, and of dropout."""
 
     @property
     def passes(self) -> int:

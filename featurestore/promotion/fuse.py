@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
-from itertools import chain, count
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -15,8 +14,8 @@ from featurestore.backbone.copying import clone_onto
 from featurestore.errors import PromotionError
 from featurestore.heads.decision import Threshold
 from featurestore.heads.network import logits_model
-from featurestore.promotion.carried import CLASSES, classes_layer
-from featurestore.promotion.convert import as_layers, check, is_isotonic, no_form
+from featurestore.promotion.class_names import CLASSES, classes_layer
+from featurestore.promotion.convert import as_layers, check, no_form
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -40,8 +39,6 @@ class Fused:
     backbone_layers : tuple of str
         Names of the layers and operations in ``model`` that come from the backbone, its
         preprocessing included, in order.
-    isotonic : bool
-        Whether the head has isotonic calibration, with which probabilities jump.
     threshold : Threshold or None
         Of the head; the probabilities are shifted so that 0.5 stands for it.
     """
@@ -50,7 +47,6 @@ class Fused:
     features: str
     scores: str
     backbone_layers: tuple[str, ...]
-    isotonic: bool = False
     threshold: Threshold | None = None
 
 
@@ -78,17 +74,24 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
         raise no_form(head.estimator)
     ref = LayerRef.parse(head.key.ref)
     if backbone.prefix_digest(ref.layer) != head.key.prefix_digest:
+        recorded = head.provenance.get("prefix") or {}
+        fields = backbone.prefix_fields(ref.layer)
+        differ = [name for name, value in fields.items() if recorded.get(name) != value]
         raise PromotionError(
             f"{head.id} was fitted on features of another model: {head.key.model} up to "
-            f"{ref.layer}, as stored, and {backbone.name} differ in weights, graph, preprocessing "
-            "or precision; build the backbone as it was for `featurestore extract`"
+            f"{ref.layer}, as stored, and {backbone.name} differ in "
+            f"{', '.join(differ) or 'their digest'}; build the backbone as it was for "
+            "`featurestore extract`"
         )
     base = backbone.cut(ref)
     x = base.outputs[0]
     names = tuple(operation.name for operation in base.operations)
-    prefix = _free_prefix(names)
+    # Keras wants every name once, and a backbone may be a promoted model itself.
+    prefix = "head_"
+    while any(name.startswith(prefix) for name in names):
+        prefix = f"head_{prefix}"
     softmax, named = (
-        f"{prefix}{each}" if each in names else each for each in ("probabilities", CLASSES)
+        f"{prefix}{name}" if name in names else name for name in ("probabilities", CLASSES)
     )
     if head.kind == "sklearn":
         flat = x if len(x.shape) == 2 else keras.layers.Flatten(name=f"{prefix}flatten")(x)
@@ -101,11 +104,8 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     if head.classes:
         output = classes_layer(head.classes, named)(output)
     model = keras.Model(base.inputs, output, name="promoted")
-    fused = Fused(model, _maker(x), _maker(scores), names)
-    if head.kind == "keras":
-        return fused
-    threshold = Threshold.of(head.fitted)
-    return replace(fused, isotonic=is_isotonic(head.fitted), threshold=threshold)
+    threshold = Threshold.of(head.fitted) if head.kind == "sklearn" else None
+    return Fused(model, _maker(x), _maker(scores), names, threshold)
 
 
 def _maker(tensor: Any) -> str:
@@ -114,8 +114,8 @@ def _maker(tensor: Any) -> str:
 
 def with_internals(model: keras.Model, fused: Fused) -> keras.Model:
     """Return a fused model, or a copy of one, that gives (features, scores, output)."""
-    given = {each.name: each.output for each in model.operations}
-    inside = [given[fused.features], given[fused.scores]]
+    outputs = {operation.name: operation.output for operation in model.operations}
+    inside = [outputs[fused.features], outputs[fused.scores]]
     return keras.Model(model.inputs[0], [*inside, model.outputs[0]])
 
 
@@ -130,9 +130,3 @@ def promotable(head: Head) -> bool:
     except PromotionError:
         return False
     return True
-
-
-def _free_prefix(names: Collection[str]) -> str:
-    """Return a prefix for the head's layers that no name of the backbone begins with."""
-    candidates = chain(["head_"], (f"head{number}_" for number in count(2)))
-    return next(each for each in candidates if not any(name.startswith(each) for name in names))

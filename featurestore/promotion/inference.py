@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.backbone.forward import with_tensorflow
-from featurestore.backbone.graph import Graph, dissolve
+from featurestore.backbone.graph import dissolve
 from featurestore.backbone.resizing import compiled_resize
 from featurestore.dataset.source import UnreadableError, read
 from featurestore.errors import ImageError, InputError
@@ -61,7 +61,6 @@ def predict(
     model: str | Path | keras.Model | Promoted,
     images: str | Path | Sequence[str | Path] | pandas.DataFrame,
     *,
-    classes: Sequence[Any] | None = None,
     image_column: str | None = None,
     root: str | Path | None = None,
 ) -> Table[Prediction]:
@@ -74,8 +73,6 @@ def predict(
     images : path-like, sequence of these, or DataFrame
         Image files of any format and size that a data set takes, folders of them, and CSV, TSV or
         Parquet tables of them; or a table as a DataFrame of pandas, polars or Arrow.
-    classes : sequence of str or int, optional
-        The class of each column of the output, if the model does not carry them.
     image_column : str, optional
         Column of paths in tables; by default ``path``.
     root : path-like, optional
@@ -93,31 +90,26 @@ def predict(
     InputError
         If the model cannot be used, or a file, folder or table does not exist.
     """
-    return predict_listed(model, list_images(images, image_column, root), classes)
+    return predict_listed(model, list_images(images, image_column, root))
 
 
 def predict_listed(
-    model: str | Path | keras.Model | Promoted,
-    listed: Sequence[Listed],
-    classes: Sequence[Any] | None = None,
+    model: str | Path | keras.Model | Promoted, listed: Sequence[Listed]
 ) -> Table[Prediction]:
     """Predict images that :func:`list_images` has listed; see :func:`predict`."""
-    promoted = load_model(model, classes)
+    promoted = load_model(model)
     problems: dict[int, str] = {}
 
     def read(number: int, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        image = listed[number]
         try:
-            return _read(image, then)
+            return _read(listed[number], then)
         except InputError as error:
             problems[number] = str(error)
             return then(np.zeros((1, 1, 3), np.uint8))
 
     output = Predictor(promoted)(read, range(len(listed)))
     predictions = [
-        _unusable(image, problems[number])
-        if number in problems
-        else _prediction(image, row, promoted.classes)
+        _prediction(image, row, promoted.classes, problems.get(number))
         for number, (image, row) in enumerate(zip(listed, output, strict=True))
     ]
     return Table(predictions, _layout, _as_row)
@@ -132,9 +124,9 @@ def _layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
 def _as_row(prediction: Prediction) -> dict[str, Any]:
     """Return a prediction as a row of a table: the cells of the user's own, then what is new."""
     new = {"label": prediction.label}
-    if prediction.probabilities:
-        new["probability"] = max(prediction.probabilities.values())
-        new |= {f"probability_{name}": each for name, each in prediction.probabilities.items()}
+    if likely := prediction.probabilities:
+        new["probability"] = max(likely.values())
+        new |= {f"probability_{name}": probability for name, probability in likely.items()}
     if prediction.problem:
         new["problem"] = prediction.problem
     columns = {"path": prediction.path, **prediction.columns}
@@ -144,15 +136,15 @@ def _as_row(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _prediction(image: Listed, row: np.ndarray, classes: Sequence[Any]) -> Prediction:
+def _prediction(
+    image: Listed, row: np.ndarray, classes: Sequence[Any], problem: str | None = None
+) -> Prediction:
+    if problem is not None:
+        return Prediction(image.path, None, {}, image.columns, problem)
     if not classes:
         return Prediction(image.path, float(row[0]), {}, image.columns)
-    probabilities = {name: float(each) for name, each in zip(classes, row, strict=True)}
+    probabilities = dict(zip(classes, row.tolist(), strict=True))
     return Prediction(image.path, classes[int(row.argmax())], probabilities, image.columns)
-
-
-def _unusable(image: Listed, problem: str) -> Prediction:
-    return Prediction(image.path, None, {}, image.columns, problem)
 
 
 def _read(image: Listed, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -177,10 +169,12 @@ class Predictor:
         resizing = promoted.resizing
         self.resize = compiled_resize(resizing)
         self._columns = int(promoted.model.output_shape[-1])
-        # One sigmoid is the probability of the second of two classes.
-        self._one_of_two = self._columns == 1 and len(promoted.classes) == 2
-        shape = (resizing.height, resizing.width, 3)
-        self._forward = forward_of(dissolve(promoted.model), shape)
+        graph = dissolve(promoted.model)
+        (end, output), *_ = graph.outputs
+        self._forward = with_tensorflow(
+            lambda images: [graph.run(images, [end])[0][output]],
+            (resizing.height, resizing.width, 3),
+        )
 
     def __call__(self, read: Callable[[Any, Any], np.ndarray], items: Any) -> np.ndarray:
         """Predict for each item, such as a row number: float32 (item, class) or (item, 1).
@@ -189,17 +183,9 @@ class Predictor:
         (height, width, 3) and returns the result. It is called in threads; such as
         :meth:`Dataset.image`.
         """
-        parts = [np.zeros((0, self._columns), np.float32)]
+        batches = [np.zeros((0, self._columns), np.float32)]
         images = map_ahead(lambda item: read(item, self.resize), items, BATCHES_AHEAD * BATCH)
         with closing(images):
             while batch := list(islice(images, BATCH)):
-                parts.append(self._forward(np.stack(batch)))
-        output = np.concatenate(parts)
-        return np.concatenate([1 - output, output], axis=1) if self._one_of_two else output
-
-
-def forward_of(graph: Graph, shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
-    """Compile a model's first output for images of one size, uint8 (batch, *shape)."""
-    ((end, output), *_) = graph.outputs
-    forward = with_tensorflow(lambda images: [graph.run(images, [end])[0][output]], shape)
-    return lambda images: forward(images)[0]
+                batches += self._forward(np.stack(batch))
+        return np.concatenate(batches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from featurestore.table import Grid, cell, printable
+from featurestore.table import Grid, cell
 
 if TYPE_CHECKING:
     import pandas
@@ -18,7 +18,7 @@ class Measured(dict[str, dict[str, Any]]):
         """Return a pandas DataFrame, a row for each group; without confusion matrices."""
         import pandas
 
-        rows = [{"split": split, **each} for split, each in self.items()]
+        rows = [{"split": split, **metrics} for split, metrics in self.items()]
         return pandas.DataFrame(rows).drop(columns="confusion", errors="ignore")
 
     def __repr__(self) -> str:
@@ -31,9 +31,9 @@ class Measured(dict[str, dict[str, Any]]):
 def splits_grid(measures: Mapping[str, Mapping[str, dict[str, Any]]], tuned: bool) -> Grid:
     """Show metrics by split, before and (if tuned) after fine-tuning, and the use of their rows."""
     rows = [
-        {"split": split, "when": when, **each}
-        for when, found in measures.items()
-        for split, each in found.items()
+        {"split": split, "when": when, **metrics}
+        for when, by_split in measures.items()
+        for split, metrics in by_split.items()
         if tuned or when != "after"
     ]
     fixed = ("split", "when", "images_were", "confusion")
@@ -42,35 +42,7 @@ def splits_grid(measures: Mapping[str, Mapping[str, dict[str, Any]]], tuned: boo
     return Grid(rows, fields, {"when": "fine-tuning"})
 
 
-def headline(measured: Mapping[str, Any]) -> str:
+def headline(metrics: Mapping[str, Any]) -> str:
     """Return the main metric: ``accuracy 0.903`` or ``r2 0.71``."""
-    name = "accuracy" if "accuracy" in measured else "r2"
-    return f"{name} {cell(measured.get(name))}"
-
-
-def precision_note(report: Mapping[str, Any]) -> str:
-    """Return what computing in float32 changed, in one line; empty for features of float32."""
-    stored = report["stored"]
-    if not stored:
-        return ""
-    found = []
-    for split, each in stored["metrics"].items():
-        _, model = headline(report["before"][split]).split()
-        found.append(f"{split} {headline(each)} there, {model} in the model")
-    what = f"the head was fitted on {stored['precision']} features; the model computes in float32"
-    return "; ".join([what, *found])
-
-
-def threshold_note(report: Mapping[str, Any]) -> str:
-    """Return what a threshold means for the probabilities, in one line; empty without one.
-
-    ``report`` may be the metadata of a file from elsewhere.
-    """
-    match report.get("threshold"):
-        case {"class": str() | int() as name, "value": float() | int() as value, "of": str() as of}:
-            what = "probability" if of == "predict_proba" else "decision value"
-            return (
-                f"the head predicts {printable(str(name))} from a {what} of {value:.3g}; the "
-                "model's probabilities are shifted so that this is 0.5, and so is its log loss"
-            )
-    return ""
+    name = "accuracy" if "accuracy" in metrics else "r2"
+    return f"{name} {cell(metrics.get(name))}"

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from featurestore.backbone import Backbone
 from featurestore.backbone.copying import seeded
-from featurestore.errors import FeatureStoreWarning, InputError, NotFoundError, PromotionError
+from featurestore.errors import FeatureStoreWarning, NotFoundError, PromotionError
 from featurestore.heads import Head
 from featurestore.heads.metrics import without_confusion
 from featurestore.heads.stale import differences, stale
 from featurestore.listening import OnEvent, receiver
-from featurestore.promotion.carried import carries_classes
+from featurestore.promotion.class_names import carries_classes
 from featurestore.promotion.evaluation import Evaluation
 from featurestore.promotion.events import PromotionStageStarted
-from featurestore.promotion.exportable import fixed_images
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import unfrozen_layers
 from featurestore.promotion.fuse import Fused, fuse
@@ -29,26 +28,17 @@ from featurestore.promotion.origin import load_backbone, load_data
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
 from featurestore.promotion.report import headline, splits_grid
-from featurestore.promotion.saved import (
-    check_target,
-    load_model,
-    read_seen,
-    save_model,
-    weights_digest,
-)
-from featurestore.promotion.seen import Seen
+from featurestore.promotion.saved import load_model, save_model, weights_digest
+from featurestore.promotion.training_record import TrainingRecord
 from featurestore.promotion.tune import tune
 from featurestore.table import show_html
 from featurestore.versions import versions
 
 if TYPE_CHECKING:
-    import os
-
     from featurestore.dataset import Dataset
     from featurestore.store import StoreLike
 
 FORMAT = 1
-Images = Literal["any", "fixed"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,19 +61,15 @@ class Promotion:
     history : list of dict
         Loss and metrics of each epoch.
     fine_tuning : dict
-        Its options, ``rates`` (of the head and each block), ``start`` (validation loss and
-        accuracy before the first epoch), ``kept_epoch`` and ``verdict``, the outcome in one
-        line. Empty if nothing was trained.
+        Its options, ``kept_epoch``, and ``verdict``, the outcome in one line. Empty if nothing was
+        trained.
+    notes : list of str
+        What to know of the metrics: what they were measured on, and what a threshold or features
+        of lower precision mean for them.
     metadata : dict
-        The provenance, which :meth:`save` writes beside the model. ``threshold`` has the ``class``
-        that the head's threshold decides for, its ``value`` and what it is ``of``; else it is
-        empty. The model's probabilities are shifted so that 0.5 stands for it.
-    seen : Seen
+        The provenance, which :meth:`save` writes beside the model.
+    training_record : TrainingRecord
         The samples that the model was trained and selected on.
-    stored : dict of str to dict
-        If the cached features are of lower precision than float32: their ``precision``, and the
-        ``metrics`` of the head on them by held-out split. Those in ``before`` are of the model,
-        which computes in float32. Empty otherwise.
     """
 
     model: keras.Model
@@ -92,50 +78,36 @@ class Promotion:
     after: dict[str, Any]
     history: list[dict[str, float]]
     fine_tuning: dict[str, Any]
+    notes: list[str]
     metadata: dict[str, Any] = field(repr=False)
-    seen: Seen = field(repr=False)
+    training_record: TrainingRecord = field(repr=False)
     _weights: str = field(repr=False)
-    stored: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: str | Path, images: Images = "any") -> None:
+    def save(self, path: str | Path) -> None:
         """Write the model, as it is now, with its metadata as one ``.keras`` file.
 
         If it was trained further since promotion, the file records this, and leaves out the figures
         of its earlier weights.
 
-        Parameters
-        ----------
-        path : path-like
-            Must end in ``.keras``.
-        images : {"any", "fixed"}
-            ``fixed`` leaves the resize out: the model takes images of the backbone's input size
-            only, and exports to LiteRT and ONNX. See :func:`fixed_images`.
-
         Raises
         ------
         InputError
             If the path does not end in ``.keras`` or cannot be written to.
-        ParityError
-            If the model for images of one size differs from the other.
         """
-        if images not in get_args(Images):
-            raise InputError(f"images={images!r}, expected one of {', '.join(get_args(Images))}")
-        path = check_target(path)
-        further = weights_digest(self.model) != self._weights
-        metadata = {**self.metadata, "images": images}
-        if not further:
+        metadata, record = self.metadata, self.training_record
+        if weights_digest(self.model) != self._weights:
+            record = replace(record, complete=False)
+        else:
             metadata = {**metadata, **self.report}
             metadata["before"] = without_confusion(self.before)
             metadata["after"] = without_confusion(self.after)
-        seen = replace(self.seen, complete=self.seen.complete and not further)
-        model = self.model if images == "any" else fixed_images(self.model)
-        save_model(model, path, metadata, seen)
+        save_model(self.model, path, {**metadata, "training_record": record.to_dict()})
 
     def __repr__(self) -> str:
         tuned = f", {self.fine_tuning['verdict']}" if self.fine_tuning else ""
-        found = [f"{split} {headline(each)}" for split, each in self.after.items()]
+        measured = [f"{split} {headline(metrics)}" for split, metrics in self.after.items()]
         rows = f"equal to the head on {self.parity.rows:,} rows"
-        return f"Promotion({', '.join([repr(self.metadata['head']), rows, *found])}{tuned})"
+        return f"Promotion({', '.join([repr(self.metadata['head']), rows, *measured])}{tuned})"
 
     def _repr_html_(self) -> str:
         tuned = bool(self.fine_tuning.get("kept_epoch"))
@@ -144,15 +116,14 @@ class Promotion:
 
     @property
     def report(self) -> dict[str, Any]:
-        """Proof, threshold, metrics before and after, fine-tuning and its history, for JSON."""
+        """Proof, metrics before and after, fine-tuning, its history and notes, for JSON."""
         return {
             "parity": self.parity.to_dict(),
-            "stored": self.stored,
-            "threshold": self.metadata["threshold"],
             "before": self.before,
             "after": self.after,
             "fine_tuning": self.fine_tuning,
             "history": self.history,
+            "notes": self.notes,
         }
 
 
@@ -183,7 +154,7 @@ def promote(
     selected_on : collection of str
         Splits whose rows chose the head among others; their figures then say so.
     on_event : callable, optional
-        Receives :class:`PromotionStageStarted`, :class:`Proved`, and the events of fine-tuning.
+        Receives :class:`PromotionStageStarted`, :class:`Proved`, and :class:`TuningEpochEnded`.
     **options
         Fields of :class:`FineTuning`, such as ``unfreeze`` and ``epochs``.
 
@@ -217,50 +188,77 @@ def promote(
     tuning = FineTuning.of(options)
     head = Head.of(head, store)
     on_event = receiver(on_event)
-    data = load_data(head.store, head) if data is None else head.store.datasets.open(data)
+    data = load_data(head) if data is None else head.store.datasets.open(data)
     _check_data(head, data, tuning)
     if backbone is None:
         on_event(PromotionStageStarted(f"load {head.key.model}"))
         backbone = load_backbone(head)
     backbone = Backbone.of(backbone)
-    seen = _seen(head, backbone, data, tuning, selected_on)
+    record = _training_record(head, backbone, data, tuning, selected_on)
     _warn_if_stale(head)
     # Seeds new layers and dropout, and leaves the process's own generator alone.
     with seeded(tuning.seed):
         on_event(PromotionStageStarted(f"fuse {head.id} with {backbone.name} at {head.key.ref}"))
         fused = fuse(head, backbone)
-        _check_trainable(head, fused, tuning)
         trained = unfrozen_layers(fused, tuning)
-        metadata = _metadata(head, fused, data)
+        metadata = _metadata(head, data)
         parity = prove(head, backbone, fused, data, metadata, on_event)
 
-        def measures() -> dict[str, Any]:
-            on_event(PromotionStageStarted("measure the model"))
-            promoted = replace(load_model(fused.model), seen=seen)
+        def evaluate() -> dict[str, Any]:
+            on_event(PromotionStageStarted("evaluate the model on images"))
+            promoted = replace(load_model(fused.model), training_record=record)
             return Evaluation.of(promoted, data, held_out=True).metrics
 
-        before = after = measures()
+        # What the head measured holds for the model, unless the model gives other probabilities.
+        on_images = fused.threshold is not None or backbone.computing.precision != "float32"
+        before = after = evaluate() if on_images else _metrics(head, record)
         history: list[dict[str, float]] = []
-        record: dict[str, Any] = {}
+        fine_tuning: dict[str, Any] = {}
         if tuning.passes:
             computing = backbone.in_float32()
-            tuned = tune(head, computing, fused, data, trained, tuning, before, measures, on_event)
-            history, record = tuned.history, tuned.record
-            after = tuned.after if tuned.kept_epoch else before
+            tuned = tune(head, computing, fused, data, trained, tuning, before, evaluate, on_event)
+            history, after = tuned.history, tuned.after if tuned.kept_epoch else before
+            fine_tuning = {**tuning.model_dump(), "epochs": tuning.passes}
+            fine_tuning |= {"kept_epoch": tuned.kept_epoch, "verdict": tuned.verdict}
         # A new model around the same layers leaves the optimizer behind.
         model = keras.Model(fused.model.inputs[0], fused.model.outputs[0], name="promoted")
+    notes = _notes(head, backbone, fused, on_images, bool(fine_tuning.get("kept_epoch")))
     weights = weights_digest(model)
-    stored = _on_stored(head, backbone, before)
-    return Promotion(model, parity, before, after, history, record, metadata, seen, weights, stored)
+    return Promotion(
+        model, parity, before, after, history, fine_tuning, notes, metadata, record, weights
+    )
 
 
-def _on_stored(head: Head, backbone: Backbone, before: dict[str, Any]) -> dict[str, Any]:
-    """Return the metrics of a head on features of lower precision; empty for float32."""
-    precision = backbone.computing.precision
-    if precision == "float32":
-        return {}
-    found = {split: each for split, each in head.metrics.items() if split in before}
-    return {"precision": precision, "metrics": found}
+def _notes(head: Head, backbone: Backbone, fused: Fused, on_images: bool, tuned: bool) -> list[str]:
+    """Return what must be known of the metrics, each in one line."""
+    before = "images" if on_images else "stored features"
+    if tuned and not on_images:
+        notes = [f"measured on {before} before fine-tuning, on images after it"]
+    else:
+        notes = [f"measured on {before}" + ("" if on_images else ", by the head")]
+    precision, threshold = backbone.computing.precision, fused.threshold
+    if precision != "float32":
+        notes.append(
+            f"the head was fitted on {precision} features; the model computes in float32, and so "
+            "do its metrics"
+        )
+    if threshold is not None:
+        what = "probability" if threshold.response == "predict_proba" else "decision value"
+        notes.append(
+            f"the head predicts {head.classes[threshold.positive]} from a {what} of "
+            f"{threshold.value:.3g}; the model's probabilities are shifted so that this is 0.5, "
+            "and so is its log loss"
+        )
+    return notes
+
+
+def _metrics(head: Head, record: TrainingRecord) -> dict[str, Any]:
+    """Return what a head measured on its held-out rows; on the training rows without others."""
+    held_out = [split for split in head.metrics if split != "train"] or ["train"]
+    return {
+        split: {"images_were": record.images_were(split), **head.metrics[split]}
+        for split in held_out
+    }
 
 
 def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
@@ -277,41 +275,28 @@ def _check_data(head: Head, data: Dataset, tuning: FineTuning) -> None:
             "and splits that it was fitted on, or fit a head on these with fit_head"
         )
     if tuning.passes and list(head.classes) != list(data.classes):
-        unknown = [repr(each) for each in data.classes if each not in head.classes]
+        untrained = [repr(label) for label in data.classes if label not in head.classes]
         raise PromotionError(
             f"{head.id} knows {len(head.classes)} classes, and {data.name} has "
-            f"{len(data.classes)}; without training rows: {', '.join(unknown[:5])}. To fine-tune, "
-            "split again with `featurestore scan`, then `featurestore train`"
+            f"{len(data.classes)}; without training rows: {', '.join(untrained[:5])}. To "
+            "fine-tune, split again with `featurestore scan`, then `featurestore train`"
         )
 
 
-def _check_trainable(head: Head, fused: Fused, tuning: FineTuning) -> None:
-    if tuning.passes and fused.isotonic:
-        raise PromotionError(
-            f"{head.id} cannot be fine-tuned: its isotonic calibration is flat nearly everywhere, "
-            "so that nothing is learned through it; calibrate with method='sigmoid' or "
-            "'temperature', or promote it without epochs"
-        )
-
-
-def _seen(
+def _training_record(
     head: Head,
     backbone: Backbone,
     data: Dataset,
     tuning: FineTuning,
     selected_on: Collection[str],
-) -> Seen:
+) -> TrainingRecord:
     """Return the samples that the model sees: the head's rows, and those of fine-tuning."""
     chosen_by = [selected_on] if isinstance(selected_on, str) else [*selected_on]
     if tuning.passes or (head.kind == "keras" and head.params.get("early_stopping")):
         chosen_by.append("val")  # The validation rows chose the epoch.
-    earlier = None
-    if "path" in backbone.spec:
-        with suppress(InputError):  # not a promoted model
-            earlier = read_seen(backbone.spec["path"])
-    if earlier is None and carries_classes(backbone.operations):
-        earlier = Seen.unknown()  # a promoted model without its record
-    return Seen.by(data, chosen_by, earlier)
+    # A backbone that is a promoted model was trained on images of its own.
+    complete = not carries_classes(backbone.operations)
+    return TrainingRecord.of(data, chosen_by, complete)
 
 
 def _warn_if_stale(head: Head) -> None:
@@ -326,21 +311,13 @@ def _warn_if_stale(head: Head) -> None:
         )
 
 
-def _metadata(head: Head, fused: Fused, data: Dataset) -> dict[str, Any]:
-    threshold = {}
-    if fused.threshold is not None:
-        threshold = {
-            "class": head.classes[fused.threshold.positive],
-            "value": fused.threshold.value,
-            "of": fused.threshold.response,
-        }
+def _metadata(head: Head, data: Dataset) -> dict[str, Any]:
     return {
         "featurestore_model": FORMAT,
         "task": head.task,
         "head": head.id,
         "features": str(head.key),
         "backbone": head.provenance["backbone"],
-        "threshold": threshold,
         "dataset": {"name": data.name, "manifest": data.manifest_digest},
         "versions": versions(),
     }

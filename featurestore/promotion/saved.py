@@ -1,8 +1,8 @@
-"""Promoted models as files: plain ``.keras`` archives with two more members.
+"""Promoted models as files: plain ``.keras`` archives with one more member.
 
-Keras ignores them, and leaves them out when it saves the model itself. ``featurestore.json`` holds
-the provenance, ``featurestore-samples.bin`` the digests of the samples that the model has seen. The
-class names are in the model; see :mod:`featurestore.promotion.carried`.
+``featurestore.json`` holds the provenance and the digests of the samples that trained the model.
+Keras ignores it, and leaves it out when it saves the model itself. The class names are in the
+model; see :mod:`featurestore.promotion.class_names`.
 """
 
 from __future__ import annotations
@@ -11,25 +11,24 @@ import json
 import os
 import sys
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from featurestore.backbone import sources
 from featurestore.digests import digest_array, digest_fields, json_text
 from featurestore.errors import InputError, nearest, one_line, received
-from featurestore.promotion.seen import Seen
+from featurestore.images import MAX_PIXELS, MAX_SIDE
+from featurestore.promotion.training_record import TrainingRecord
 from featurestore.scratch import check_place, written
 from featurestore.table import printable
 
 if TYPE_CHECKING:
     import keras
 
+    from featurestore.backbone.graph import Graph
+
 MEMBER = "featurestore.json"
-SAMPLES = "featurestore-samples.bin"
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Promoted:
     classes : tuple of str or int
         The class of each column of its output; empty for a regressor.
     resizing : keras.layers.Resizing
-        How images get the size that the backbone takes.
-    seen : Seen or None
+        Its layer that gives images the size that the backbone takes.
+    training_record : TrainingRecord or None
         The samples that it was trained and selected on; None if nothing says which.
     metadata : dict
         The provenance; empty if Keras saved the file.
@@ -55,7 +54,7 @@ class Promoted:
     model: keras.Model
     classes: tuple[Any, ...]
     resizing: Any
-    seen: Seen | None
+    training_record: TrainingRecord | None
     metadata: dict[str, Any]
 
     @property
@@ -64,9 +63,7 @@ class Promoted:
         return "classification" if self.classes else "regression"
 
 
-def save_model(
-    model: keras.Model, path: str | Path, metadata: dict[str, Any], seen: Seen | None = None
-) -> None:
+def save_model(model: keras.Model, path: str | Path, metadata: dict[str, Any]) -> None:
     """Write a model of stock Keras layers as one file, atomically, with its provenance.
 
     Raises
@@ -77,10 +74,7 @@ def save_model(
     """
     with written(check_target(path)) as part:
         type(model).save(model, part)
-        with zipfile.ZipFile(part, "a") as archive:
-            if seen is not None:
-                metadata = {**metadata, "samples": seen.fields()}
-                archive.writestr(SAMPLES, seen.samples.tobytes())
+        with zipfile.ZipFile(part, "a", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(MEMBER, json_text(metadata))
 
 
@@ -95,12 +89,10 @@ def check_target(path: str | Path) -> Path:
 
 def weights_digest(model: keras.Model) -> str:
     """Return a digest of a model's weights."""
-    return digest_fields({"weights": [digest_array(each) for each in model.get_weights()]})
+    return digest_fields({"weights": [digest_array(weight) for weight in model.get_weights()]})
 
 
-def load_model(
-    model: str | Path | keras.Model | Promoted, classes: Sequence[Any] | None = None
-) -> Promoted:
+def load_model(model: str | Path | keras.Model | Promoted) -> Promoted:
     """Open a promoted model: its file, in Keras' safe mode, or a model in memory.
 
     Training it further, saving it with Keras and nesting it in a ``keras.Sequential`` leave it
@@ -111,132 +103,91 @@ def load_model(
     model : path-like or keras.Model
         What :meth:`Promotion.save`, ``keras.Model.save`` or ``ModelCheckpoint`` wrote, or the model
         itself.
-    classes : sequence of str or int, optional
-        The class of each column of the output, if the model does not carry them.
 
     Raises
     ------
     InputError
-        If there is no such file, it is not a promoted model, or its classes are not known.
+        If there is no such file, or it is not a promoted model.
     """
     if isinstance(model, Promoted):
         return model
-    opened = open_model(model)
-    if not isinstance(model, str | os.PathLike):
-        return _promoted(f"model {opened.name!r}", opened, classes, None, {})
-    path = Path(model)
-    return _promoted(str(path), opened, classes, read_seen(path), read_metadata(path))
+    if isinstance(model, str | os.PathLike):
+        path = Path(model)
+        metadata = read_metadata(path)
+        try:
+            opened = sources.load_model(path)
+        except InputError as error:
+            raise InputError(f"cannot load {path} as a Keras model: {error}") from error
+        return _promoted(str(path), opened, metadata)
+    keras = sys.modules.get("keras")  # Whoever has a Keras model has loaded Keras.
+    if keras is None or not isinstance(model, keras.Model):
+        raise InputError(
+            f"the model is {received(model)}; expected a promoted .keras file or a keras.Model, "
+            "such as promotion.model"
+        )
+    return _promoted(f"model {model.name!r}", model, {})
 
 
-def open_model(model: str | Path | keras.Model | Promoted) -> keras.Model:
-    """Return a model in memory as it is, or load that of a file in Keras' safe mode.
-
-    Raises
-    ------
-    InputError
-        If it is neither, there is no such file, or it is not a Keras model.
-    """
-    if isinstance(model, Promoted):
-        return model.model
-    if not isinstance(model, str | os.PathLike):
-        keras = sys.modules.get("keras")  # Whoever has a Keras model has loaded Keras.
-        if keras is None or not isinstance(model, keras.Model):
-            raise InputError(
-                f"the model is {received(model)}; expected a promoted .keras file or a "
-                "keras.Model, such as promotion.model"
-            )
-        return model
-    path = Path(model)
-    read_metadata(path)
-    try:
-        return sources.load_model(path)
-    except InputError as error:
-        raise InputError(f"cannot load {path} as a Keras model: {error}") from error
-
-
-def _promoted(
-    name: str,
-    model: keras.Model,
-    classes: Sequence[Any] | None,
-    seen: Seen | None,
-    metadata: dict[str, Any],
-) -> Promoted:
+def _promoted(name: str, model: keras.Model, metadata: dict[str, Any]) -> Promoted:
     from featurestore.backbone.graph import dissolve
-    from featurestore.promotion.carried import carried_classes, resizing_of
+    from featurestore.promotion.class_names import class_names
 
+    expected = (
+        "expected a promoted model, which resizes images (None, None, None, 3) to uint8 itself and "
+        "names its classes; make one with `featurestore promote HEAD -o MODEL.keras`"
+    )
     try:
         graph = dissolve(model)
-        resizing, carried = resizing_of(graph), carried_classes(graph)
     except InputError as error:
         raise InputError(f"{name} is not a promoted model: {error}") from error
-    found = tuple(graph.nodes[0].outputs[0].shape), tuple(model.output_shape)
-    if resizing is None or len(found[0]) != 4 or found[0][3] != 3 or len(found[1]) != 2:
+    takes, gives = tuple(graph.nodes[0].outputs[0].shape), tuple(model.output_shape)
+    resizing, classes = _resizing(name, graph), class_names(graph)
+    if resizing is None or len(takes) != 4 or takes[3] != 3 or len(gives) != 2:
+        raise InputError(f"{name} maps {takes} to {gives}; {expected}")
+    one_type = set(map(type, classes)) in ({str}, {int}, set())
+    if not one_type or len(set(classes)) < len(classes) or (len(classes) or 1) != gives[1]:
         raise InputError(
-            f"{name} maps {found[0]} to {found[1]}; expected a promoted model, which resizes "
-            "images (None, None, None, 3) to uint8 itself; make one with `featurestore promote "
-            "HEAD -o MODEL.keras`, or put the resize before a model of your own: "
-            "keras.Sequential([keras.Input((None, None, 3), dtype='uint8'), "
-            "keras.layers.Resizing(224, 224, antialias=True, dtype='uint8'), model])"
+            f"{name} gives {gives[1]} values for an image, and names {len(classes)} classes "
+            f"({shown(classes)}); {expected}"
         )
-    return Promoted(name, model, _classes(name, model, carried, classes), resizing, seen, metadata)
-
-
-def _classes(
-    name: str, model: keras.Model, carried: Sequence[Any] | None, given: Sequence[Any] | None
-) -> tuple[Any, ...]:
-    """Return the class of each column, as the model says or, if it does not, the caller."""
-    columns = int(model.output_shape[1])
-    given = None if given is None else _listed(given)
-    probabilities = carried is not None or _gives_probabilities(model)
-    if given is None and columns == 1 and not probabilities:
-        return ()
-    # One sigmoid is the probability of the second of two classes.
-    wanted = max(columns, 2)
-    if carried is None and given is None:
+    record = metadata.pop("training_record", None)
+    try:
+        record = record and TrainingRecord.from_dict(record)
+    except Exception as error:  # whatever a made-up file says
         raise InputError(
-            f"{name} gives {columns} values for an image, but does not name the classes; pass "
-            f"--classes with {wanted} names in the order of its output, joined by commas "
-            "(classes=[…] in Python)"
-        )
-    if not probabilities:
-        raise InputError(
-            f"{name} ends without softmax, so that it gives no probabilities; add one: "
-            "keras.Sequential([model, keras.layers.Softmax()])"
-        )
-    known = tuple(carried if carried is not None else given or ())
-    of_one_type = {str} == set(map(type, known)) or {int} == set(map(type, known))
-    if not of_one_type or len(set(known)) < len(known) or len(known) != wanted:
-        raise InputError(
-            f"{name} tells {wanted} classes apart; found {len(known)} ({shown(known)}), "
-            "expected a name for each, all different"
-        )
-    if given is not None and given != known:
-        raise InputError(f"{name} already names its classes ({shown(known)}); leave --classes out")
-    return known
+            f"{name} does not say which samples it was trained on ({one_line(error)}); promote the "
+            "head again with `featurestore promote HEAD -o MODEL.keras`"
+        ) from error
+    return Promoted(name, model, classes, resizing, record, metadata)
 
 
-def _listed(classes: Any) -> tuple[Any, ...]:
-    """Return the classes that a caller gives, in their order: a list, an array or a column."""
-    values = classes.tolist() if hasattr(classes, "tolist") else classes
-    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise InputError(
-            f"classes is {received(classes)}; expected a list of names in the order of the "
-            "model's output"
-        )
-    return tuple(each.item() if isinstance(each, np.generic) else each for each in values)
+def _resizing(name: str, graph: Graph) -> Any:
+    """Return the layer that resizes a model's images to integers, or None.
+
+    Augmentation may come before it: layers such as ``RandomFlip`` do nothing in inference.
+    """
+    images = {(0, 0)}
+    for number, node in enumerate(graph.nodes[1:], 1):
+        if not node.inputs or node.inputs[0] not in images:
+            continue
+        if node.kind.startswith("Random") or node.kind == "Cast":
+            images.add((number, 0))
+        elif node.kind == "Resizing" and "int" in str(node.operation.compute_dtype):
+            sides = node.operation.height, node.operation.width
+            # TensorFlow ends the process at other sizes.
+            whole = all(type(side) is int and 0 < side <= MAX_SIDE for side in sides)
+            if not whole or sides[0] * sides[1] > MAX_PIXELS:
+                raise InputError(
+                    f"{name} resizes images to {sides[0]}×{sides[1]}; expected at most "
+                    f"{MAX_PIXELS:,} pixels and {MAX_SIDE:,} on a side"
+                )
+            return node.operation
+    return None
 
 
-def shown(classes: Sequence[Any]) -> str:
+def shown(classes: Any) -> str:
     """Return the first of some classes for a message, which is one line."""
     return printable(", ".join(map(str, classes[:5])))
-
-
-def _gives_probabilities(model: keras.Model) -> bool:
-    from featurestore.heads.network import last_operation
-
-    last = last_operation(model)
-    name = getattr(getattr(last, "activation", None), "__name__", type(last).__name__)
-    return name.lower() in ("sigmoid", "softmax")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -249,8 +200,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        known = [str(each) for each in path.parent.glob("*.keras")] if path.parent.is_dir() else []
-        raise InputError(f"no model file {str(path)!r}; {nearest(str(path), known)}")
+        files = list(map(str, path.parent.glob("*.keras"))) if path.parent.is_dir() else []
+        raise InputError(f"no model file {str(path)!r}; {nearest(str(path), files)}")
     if path.suffix in (".h5", ".hdf5"):
         return {}
     try:
@@ -266,25 +217,4 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is not a promoted model: {one_line(error)}; make one with "
             "`featurestore promote HEAD -o MODEL.keras`"
-        ) from error
-
-
-def read_seen(path: str | Path) -> Seen | None:
-    """Read which samples a promoted model was trained and selected on; None if it does not say.
-
-    Raises
-    ------
-    InputError
-        If the file is not a Keras model, or the record is damaged.
-    """
-    fields = read_metadata(path).get("samples")
-    if fields is None:
-        return None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return Seen.from_bytes(archive.read(SAMPLES), fields)
-    except Exception as error:  # zipfile and zlib raise a dozen kinds
-        raise InputError(
-            f"{path} does not say which samples it was trained on ({one_line(error)}); promote the "
-            "head again with `featurestore promote HEAD -o MODEL.keras`"
         ) from error

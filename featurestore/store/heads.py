@@ -52,7 +52,11 @@ class _Features(BaseModel):
     dataset_digest: str
 
 
-class _Provenance(BaseModel):
+class Provenance(BaseModel):
+    """The part of a head's provenance that the store reads: its features and their data set."""
+
+    model_config = ConfigDict(strict=True)
+
     dataset: _Dataset
     features: _Features
 
@@ -65,7 +69,7 @@ class _Document(BaseModel):
     format: int = FORMAT
     id: str
     files: dict[str, _File]
-    provenance: _Provenance | None = None
+    provenance: Provenance | None = None
 
 
 def data_of(document: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -117,8 +117,6 @@ def test_no_command_shows_the_help() -> None:
         ["extract", "photos", "--model", "m", "--layer", "l", "--dtype", "int8"],
         ["extract", "photos", "--model", "m", "--layer", "l", "--batch-size", "0"],
         ["scan", "photos", "--val", "1.5"],
-        ["run", "pipeline.yaml", "--workers", "0"],
-        ["run", "many.yaml", "--workers", "2", "--scheduler", "tcp://10.0.0.1:8786"],
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_what_is_expected(arguments: list[str]) -> None:
@@ -166,12 +164,10 @@ def test_what_starts_over_is_not_said_to_resume(
 
 def test_the_help_shows_shared_options_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     text = featurestore("train", "--help").out
-    own, _, variant = text.partition("\nVariant (only features with these values):\n")
-    variant, _, rest = variant.partition("\nProcesses:\n")
+    own, _, variant = text.partition("\nVariant options:\n")
     assert "--head H" in own
     assert "--resize" in variant
     assert "--resize" not in own
-    assert "--workers" in rest
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurestore.cli.output import check_table, print_json, print_table
+from featurestore.cli.output import check_table, flags, report
 from featurestore.errors import InputError
 from featurestore.table import Grid, cell, plural, printable, size
 
@@ -23,7 +23,7 @@ HEADINGS = {"name": "head", "params": "parameters", "score": "val accuracy"}
 
 
 def test_a_pipe_gets_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table(Grid(ROWS, FIELDS, HEADINGS))
+    report([], Grid(ROWS, FIELDS, HEADINGS))
 
     assert capsys.readouterr().out == (
         "head        parameters             val accuracy  id\n"
@@ -41,14 +41,14 @@ def on_terminal(
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("COLUMNS", str(columns))
     headings = HEADINGS if fields is FIELDS else dict.fromkeys(fields, "~")
-    print_table(Grid(rows, fields, headings))
+    report([], Grid(rows, fields, headings))
     return [line.rstrip() for line in terminal.getvalue().splitlines()]
 
 
 def test_a_wide_terminal_shows_what_a_pipe_gets(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_table(Grid(ROWS, FIELDS, HEADINGS))
+    report([], Grid(ROWS, FIELDS, HEADINGS))
 
     assert on_terminal(80, monkeypatch) == capsys.readouterr().out.splitlines()
 
@@ -86,7 +86,9 @@ def test_a_terminal_loses_nothing_and_keeps_what_is_copied_whole(
 def test_json_has_null_for_infinity_and_nan(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    print_json({"loss": float("nan"), "max": float("inf"), "path": "caf\udce9/日本", "n": [1, 2.5]})
+    flags["json"] = True
+    report({"loss": float("nan"), "max": float("inf"), "path": "caf\udce9/日本", "n": [1, 2.5]})
+    flags.clear()
 
     out = capsys.readouterr().out
     assert out.isascii()
@@ -147,7 +149,7 @@ def test_long_cells_are_cut_to_fit(
 ) -> None:
     params = {f"parameter_{number}": number for number in range(99)}
     rows = [{"name": "logistic", "params": params, "id": "x-123"}, {"name": "knn", "id": "y-456"}]
-    print_table(Grid(rows, ["name", "params", "id"], cut="params"))
+    report([], Grid(rows, ["name", "params", "id"], cut="params"))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines[1]) < 90
     assert "parameter_1=1 paramet" in lines[1]
@@ -157,7 +159,7 @@ def test_long_cells_are_cut_to_fit(
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("COLUMNS", "50")
-    print_table(Grid(rows, ["name", "params", "id"], cut="params"))
+    report([], Grid(rows, ["name", "params", "id"], cut="params"))
     lines = [line.rstrip() for line in terminal.getvalue().splitlines()]
     assert len(lines) == 3
     assert max(map(len, lines)) <= 50

@@ -34,7 +34,7 @@ def test_ls_names_data_sets_without_features(place: Place) -> None:
     featurestore("scan", "photos/red", "--store", "new")
 
     assert featurestore("ls", "--store", "new").out == (
-        "no features yet; `featurestore extract --store new` adds some\n"
+        "no features yet; `featurestore extract` adds some (this store: --store new)\n"
         "data set red: 12 samples, no features yet\n"
     )
     assert featurestore("ls", "--store", "new", "--json").json == []

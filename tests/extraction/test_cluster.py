@@ -355,9 +355,7 @@ def test_two_commands_use_one_cluster_at_the_same_time(
 
 
 @pytest.mark.reliability
-def test_a_pipeline_file_names_the_scheduler(
-    processes: Processes, photos: Path, tmp_path: Path
-) -> None:
+def test_a_pipeline_runs_on_a_cluster(processes: Processes, photos: Path, tmp_path: Path) -> None:
     build_network(tmp_path / "tiny.keras")
     spec = {
         "name": "colours",
@@ -365,11 +363,12 @@ def test_a_pipeline_file_names_the_scheduler(
         "backbone": {"model": "tiny.keras"},
         "layers": ["pool_a:avg"],
         "heads": ["knn"],
-        "scheduler": processes.having(2),
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(spec))
+    address = processes.having(2)
     before = on_workers(processes, jobs)
-    done = featurestore("run", tmp_path / "run.yaml", "--store", tmp_path / "store")
+    words = ("run", tmp_path / "run.yaml", "--store", tmp_path / "store", "--workers", address)
+    done = featurestore(*words)
     assert done.status == 0, done.err
     assert "cluster: 2 workers, 2 threads" in done.err
     assert on_workers(processes, jobs) != before
@@ -402,7 +401,7 @@ def test_a_worker_that_outlives_its_client_damages_nothing(
 ) -> None:
     """It still writes float16 when another process asks for float32."""
     place, address = tmp_path / "store", processes.having(1)
-    options = ["--layer", "conv_2", "--batch-size", "4", "--store", place, "--scheduler", address]
+    options = ["--layer", "conv_2", "--batch-size", "4", "--store", place, "--workers", address]
     command = [sys.executable, "-m", "featurestore", "extract", many, "--model", slow, *options]
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL) as client:
         until = time.monotonic() + STARTS_WITHIN

@@ -24,10 +24,5 @@ def functional(units: int = 8) -> keras.Model:
     return keras.Model(inputs, keras.ops.softmax(layers.Dense(3)(x)), name="mine")
 
 
-def compiled(model: keras.Model, **settings: Any) -> keras.Model:
-    model.compile(**settings)
-    return model
-
-
 def sequential(*parts: Any) -> keras.Model:
     return keras.Sequential(list(parts))

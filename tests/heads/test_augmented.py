@@ -45,7 +45,7 @@ def test_a_head_is_fitted_on_views_and_measured_on_images(both: tuple[Features, 
 
 
 def test_folds_are_those_of_the_images(both: tuple[Features, Features]) -> None:
-    asked = CrossValidation.parse(4, 1)
+    asked = CrossValidation(folds=4)
     plain, augmented = (Rows(features) for features in both)
     data = augmented.features.dataset
     numbers = augmented.numbers("train")
@@ -85,7 +85,7 @@ def test_folds_fitted_together_leave_out_the_views(
 
 def test_layers_are_ranked_on_images(both: tuple[Features, Features]) -> None:
     plain, augmented = (rank(features.dataset, features.store)[0] for features in both)
-    names = ("rows", "score", "knn", "logme")
+    names = ("rows", "score", "ridge", "logme")
     assert [plain[name] for name in names] == [augmented[name] for name in names]
 
 
@@ -113,7 +113,7 @@ def test_views_whose_image_is_not_stored_are_in_no_fold(
         drop_block(made.group, block)
     rows = Rows(made.completed())
     numbers = rows.numbers("train")
-    for train, held in CrossValidation.parse(3, 1).split(rows, 0):
+    for train, held in CrossValidation(folds=3).split(rows, 0):
         assert (more.image_rows[numbers[held]] == numbers[held]).all()
         used = {*more.image_rows[numbers[train]]}
         assert used <= {*numbers}

@@ -90,7 +90,7 @@ def test_a_damaged_head_is_fitted_again(three: Features, store: FeatureStore) ->
     (folder,) = (Path(store.location) / "heads").iterdir()
     next(folder.glob("model.*.skops")).write_bytes(b"torn")
     with pytest.raises(FeatureStoreError, match="featurestore train"):
-        Head.load(head.id, store)
+        _ = Head.load(head.id, store).fitted
     events: list[Any] = []
     fit_head(three, "ridge", on_event=events.append)
     assert isinstance(events[-1], HeadFitted)

@@ -74,11 +74,10 @@ def confusion(value: Any) -> Callable[[dict[str, Any], Files], object]:
     ("change", "says"),
     [
         (lambda document, files: document["classes"].reverse(), "another order"),
-        (lambda document, files: document.update(classes=[]), "with 0 classes"),
-        (lambda document, files: document.update(shape=[5]), "takes 12 features"),
-        (lambda document, files: document.update(task="regression", classes=[]), "regression"),
-        (confusion([1]), "AttributeError"),
-        (confusion({"train": [], "nope": []}), "KeyError"),
+        (lambda document, files: document.update(classes=[]), "other classes"),
+        (lambda document, files: document.update(task="regression", classes=[]), "other classes"),
+        (confusion([1]), CONFUSION_FILE),
+        (confusion({"train": [], "nope": []}), CONFUSION_FILE),
     ],
 )
 def test_a_head_whose_files_do_not_fit_its_document_is_damaged(
@@ -91,7 +90,7 @@ def test_a_head_whose_files_do_not_fit_its_document_is_damaged(
     heads.save("odd-000000000000", document, files)
 
     with pytest.raises(DamagedError, match=f"do not fit its document.*{says}.*featurestore train"):
-        Head.load("odd-", three.store)
+        _ = Head.load("odd-", three.store).fitted
 
 
 @pytest.mark.reliability
@@ -100,5 +99,5 @@ def test_a_keras_head_with_other_classes_is_damaged(three: Features) -> None:
     files = {name: heads.read(head.id, name) for name in (KERAS_FILE, CONFUSION_FILE)}
     heads.save("odd-000000000000", {**head.document(), "classes": ["ant", "bee"]}, files)
 
-    with pytest.raises(DamagedError, match=r"maps \(None, 12\) to \(None, 3\)"):
-        Head.load("odd-", three.store)
+    with pytest.raises(DamagedError, match="has other classes"):
+        _ = Head.load("odd-", three.store).fitted

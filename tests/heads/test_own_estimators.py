@@ -56,7 +56,7 @@ def test_loading_imports_nothing_and_says_what_to_trust(three: Features) -> None
         loaded.predict(three.arrays("val")[0])
     text = str(caught.value)
     assert f"has {PATH}, whose code runs when it is loaded" in text
-    assert f"Head.load({head.id!r}, store, trusted=['tests'])" in text
+    assert f"Head.load({head.id!r}, store, trusted=[{PATH!r}])" in text
     assert "\n" not in text
 
 
@@ -117,7 +117,9 @@ def test_functions_of_the_users(three: Features) -> None:
     again = Head.load(head.id, three.store, trusted=["tests.heads.own_estimators.halve"])
     X, _ = three.arrays("val")
     assert np.array_equal(again.predict(X), head.predict(X))
-    with pytest.raises(HeadError, match=r"halve.*trusted=\['tests'\]"):
+    with pytest.raises(
+        HeadError, match=r"halve.*trusted=\['tests\.heads\.own_estimators\.halve'\]"
+    ):
         _ = Head.load(head.id, three.store).fitted
 
 

@@ -13,7 +13,7 @@ from featurestore.errors import (
 )
 from featurestore.features import Features
 from featurestore.heads import rank, ranking
-from featurestore.heads.scores import SCORES, Score, scores
+from featurestore.heads.transferability import SCORES, Score, transferability
 from featurestore.store import FeatureStore
 from tests.heads.conftest import MakeFeatures
 from tests.toys import drop_block
@@ -51,15 +51,12 @@ def test_layers_of_numbers_and_groups(
     (row,) = table = rank("toys", store, by="ridge")
     assert row["metric"] == "r2"
     assert row["score"] == row["ridge"] > 0.8
-    assert row["h_score"] is row["separability"] is None
     assert row["rows"] == 40
     assert " ".join(str(table).splitlines()[0].split()).startswith(
-        "model layer ridge r2 logme knn r2 rows"
+        "model layer ridge r2 logme rows"
     )
-    with pytest.raises(
-        HeadError, match=r"h_score needs classes.* rank by one of logme, ridge, knn"
-    ):
-        rank("toys", store, by="h_score")
+    with pytest.raises(HeadError, match=r"by is 'knn' .*expected one of logme, ridge"):
+        rank("toys", store, by="knn")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("by", SCORES)
@@ -80,12 +77,12 @@ def test_scores_see_training_rows_alone(
     (row,) = rank(three.dataset, store)
     X, y = three.arrays("train")
     codes = np.unique(y, return_inverse=True)[1].astype("i4")
-    expected = scores(X.astype("f4"), codes)
+    expected = transferability(X.astype("f4"), codes)
     assert {name: row[name] for name in expected} == pytest.approx(expected)
 
 
 def test_an_unknown_score(store: FeatureStore) -> None:
-    with pytest.raises(HeadError, match=r"by is 'nce'.*expected one of logme, ridge, knn"):
+    with pytest.raises(HeadError, match=r"by is 'nce'.*expected one of logme, ridge"):
         rank("toys", store, by="nce")  # type: ignore[arg-type]
 
 

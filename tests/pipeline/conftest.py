@@ -59,6 +59,10 @@ class Pipeline:
     def told(self, name: str) -> list[Any]:
         return [event for event in self.events if type(event).__name__ == name]
 
+    def stages(self, stage: str) -> list[str]:
+        """The lines of a stage."""
+        return [event.what for event in self.told("PipelineStage") if event.stage == stage]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

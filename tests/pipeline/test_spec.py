@@ -93,7 +93,7 @@ WRONG: list[tuple[str, str, list[str]]] = [
     ("one layer without brackets", LEAST.replace("[block5_pool:avg]", "block5_pool:avg"),
      [":6: layers: found 'block5_pool:avg'; input should be a valid list"]),
     ("a head that is a number", LEAST.replace("[logistic]", "[3]"),
-     [":7: heads.0: found 3; expected a mapping with the fields head, params, grid, layers, seed"]),
+     [":7: heads.0: found 3; expected a mapping with the fields head, params, grid, seed"]),
     ("a grid without list",
      LEAST.replace("[logistic]", "\n  - head: knn\n    grid: {n_neighbors: 3}"),
      [":9: heads.0.grid.n_neighbors: found 3; input should be a valid list"]),
@@ -107,10 +107,6 @@ WRONG: list[tuple[str, str, list[str]]] = [
      [":8: promote: is empty; give its fields, or {} for the defaults, or leave it out"]),
     ("endless learning", LEAST + "promote: {learning_rate: .inf}\n",
      [":8: promote.learning_rate: found inf; input should be a finite number"]),
-    ("no workers", LEAST + "workers: 0\n",
-     [":8: workers: found 0; input should be greater than 0"]),
-    ("two clusters", LEAST + "workers: 2\nscheduler: tcp://10.0.0.1:8786\n",
-     [":9: scheduler: is for a Dask cluster, and `workers` for this machine; give one of them"]),
 ]  # fmt: skip
 
 

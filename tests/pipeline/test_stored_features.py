@@ -69,13 +69,12 @@ def test_heads_get_the_names_and_tags_of_the_file(place: Path) -> None:
     }
     layers = ["conv_a:avg"]
     heads = run(place, heads=[ridge, "knn"], layers=layers)
-    assert [(head.label, head.tags, head.note) for head in heads] == [
-        ("mine", ("talk",), "x"),
-        ("mine", ("talk",), "x"),
-        (None, (), ""),
-    ]
+    assert {(head.estimator, head.label, head.tags, head.note) for head in heads} == {
+        ("ridge", "mine", ("talk",), "x"),
+        ("knn", None, (), ""),
+    }
     again = run(place, heads=[{**ridge, "label": "other"}], layers=layers)
-    assert [head.id for head in again] == [head.id for head in heads[:2]]
+    assert {head.id for head in again} < {head.id for head in heads}
     assert {head.label for head in again} == {"other"}
     with pytest.raises(SpecError, match=r"heads\.0\.label: expected one line of text"):
         run(place, heads=[{"head": "knn", "label": " "}])
@@ -104,7 +103,7 @@ def test_a_run_leaves_its_record_and_no_store_of_its_own(place: Path, tmp_path: 
 
 
 def test_by_default_every_stored_layer_is_used(place: Path) -> None:
-    assert [head.key.ref for head in run(place)] == ["conv_a:avg", "conv_b:avg"]
+    assert {head.key.ref for head in run(place)} == {"conv_a:avg", "conv_b:avg"}
     assert {head.key.model for head in run(place, features={"model": "tiny"})} == {"tiny"}
 
 
@@ -114,15 +113,17 @@ def test_heads_are_fitted_where_and_as_they_are_asked(place: Path) -> None:
         layers=["conv_b:avg", "conv_a:avg"],
         heads=[
             {"head": "forest", "params": {"n_estimators": 3}, "seed": 1},
-            {"head": "logistic", "grid": {"C": [0.1, 1]}, "layers": ["conv_a:avg"]},
+            {"head": "logistic", "grid": {"C": [0.1, 1]}},
         ],
     )
 
-    assert settings(heads) == [
-        ("conv_b:avg", "forest", {"n_estimators": 3}, 1),
+    assert sorted(settings(heads), key=str) == [
         ("conv_a:avg", "forest", {"n_estimators": 3}, 1),
         ("conv_a:avg", "logistic", {"C": 0.1}, 0),
         ("conv_a:avg", "logistic", {"C": 1}, 0),
+        ("conv_b:avg", "forest", {"n_estimators": 3}, 1),
+        ("conv_b:avg", "logistic", {"C": 0.1}, 0),
+        ("conv_b:avg", "logistic", {"C": 1}, 0),
     ]
 
 
@@ -142,14 +143,10 @@ def test_a_data_set_may_be_a_path_beside_the_file(
         ({"data": "foto"}, ":2: data: no data set 'foto' .*did you mean 'photos'"),
         (
             {"features": {"model": "tony"}},
-            ":6: features.model: no features of 'photos' by model 'tony'; .*did you mean 'tin",
+            ":5: features: no features of 'photos' by model 'tony'; .*did you mean 'tin",
         ),
-        ({"layers": ["conv_a:avg", "conv_a"]}, ":7: layers.1: no features .* at layer 'conv_a'; "),
+        ({"layers": ["conv_a:avg", "conv_a"]}, ":7: layers.1: no features at layer 'conv_a'; "),
         ({"heads": ["knn", "kn"]}, ":5: heads.1: unknown head 'kn'; did you mean 'knn'"),
-        (
-            {"heads": [{"head": "knn", "layers": ["conv_b"]}]},
-            ":6: heads.0.layers.0: found 'conv_b'; expected one of the layers conv_a:avg, ",
-        ),
     ],
 )
 def test_mistakes_have_their_line(place: Path, changes: dict[str, Any], expected: str) -> None:
@@ -180,7 +177,7 @@ def test_boundary_arrays_are_only_used_by_name(place: Path, network: Path, tmp_p
     ):
         file.write_text(yaml.safe_dump({**SPEC, **layers}))
         record = fs.run(file, store, runs=tmp_path / "runs")
-        assert [row["layer"] for row in record["heads"]] == expected
+        assert sorted(row["layer"] for row in record["heads"]) == expected
 
 
 def test_heads_are_cross_validated_as_the_file_says(place: Path) -> None:

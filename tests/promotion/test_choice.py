@@ -16,7 +16,7 @@ def test_only_heads_that_can_be_promoted_are_judged(make_features: MakeFeatures)
     chosen, by = best_promotable(features.store)
     assert chosen.id == expected.id
     assert by.startswith("the mean over the folds, accuracy ")
-    assert by.endswith(", best of 2; 1 of 3 have no Keras form")
+    assert by.endswith(", best of 2 of 3 heads")
 
     fit_head(features, "ridge")
     assert best_promotable(features.store)[1].startswith("the val split, accuracy ")

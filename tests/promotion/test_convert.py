@@ -24,7 +24,7 @@ from sklearn.preprocessing import (
 )
 
 from featurestore.errors import PromotionError
-from featurestore.heads.decision import decision
+from featurestore.heads.decision import decision_values
 from featurestore.promotion.convert import as_layers, check
 
 ROWS, WIDTH = 90, 7
@@ -104,7 +104,7 @@ def fit(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> Any:
 
 def check_classifier(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> None:
     fitted = fit(estimator, rows, labels)
-    expected = np.asarray(decision(fitted, rows), np.float64)
+    expected = np.asarray(decision_values(fitted, rows), np.float64)
     if expected.ndim == 1:
         expected = np.stack([np.zeros(len(rows)), expected], axis=1)
     scores, likely = convert(fitted, rows)
@@ -232,7 +232,7 @@ class Outside(linear_model.LogisticRegression):
 REFUSED: list[tuple[Any, str, str]] = [
     (ensemble.RandomForestClassifier(3), "RandomForestClassifier", "linear classifiers"),
     (svm.SVC(kernel="linear"), "SVC", "linear-svm"),
-    (Outside(max_iter=5), "Outside", "what can be"),
+    (Outside(max_iter=5), "Outside", "expected Keras heads"),
     (make_pipeline(KernelPCA(2), LOGISTIC), "KernelPCA before another step", "PCA"),
     (make_pipeline(PCA(2), RFE(linear_model.Perceptron())), "RFE as the last step", "selection"),
     (make_pipeline(MinMaxScaler(clip=True), LOGISTIC), "MinMaxScaler", "clip=False"),
@@ -243,7 +243,7 @@ REFUSED: list[tuple[Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("estimator", "name", "way"), REFUSED, ids=[each[1] for each in REFUSED])
+@pytest.mark.parametrize(("estimator", "name", "way"), REFUSED, ids=[case[1] for case in REFUSED])
 def test_what_has_no_keras_form_is_refused_by_name(
     rows: np.ndarray, estimator: Any, name: str, way: str
 ) -> None:

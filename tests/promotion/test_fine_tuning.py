@@ -17,7 +17,6 @@ from featurestore.promotion import FineTuning
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"patience": 0}, "patience is 0: input should be greater"),
-        ({"lr_decay": 1.5}, "lr_decay is 1.5"),
         ({"epoch": 3}, "no option 'epoch'; did you mean 'epochs'"),
     ],
 )

@@ -168,7 +168,7 @@ def test_regression_gives_the_value(make_features: MakeFeatures, backbone: Backb
 
 def clashing_backbone() -> Backbone:
     image = x = keras.Input((16, 16, 3))
-    for name in ("head_flatten", "head_0_standardscaler", "head2_x", "classes", "probabilities"):
+    for name in ("head_flatten", "head_0_standardscaler", "classes", "probabilities"):
         x = layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name=name)(x)
     return Backbone.open(keras.Model(image, x), name="clash", scaling="unit")
 
@@ -178,15 +178,15 @@ def test_names_that_the_backbone_has_already(make_features: MakeFeatures) -> Non
     features = make_features(["ant", "bee", "cat"] * 8, "probabilities", model=backbone)
     fused = fuse(fit_head(features, "logistic", save=False), backbone)
     added = [each.name for each in fused.model.layers if each.name not in fused.backbone_layers]
-    assert all(name.startswith("head3_") for name in added)
+    assert all(name.startswith("head_head_") for name in added)
     last = [each.name for each in fused.model.layers[-2:]]
-    assert last == ["head3_probabilities", "head3_classes"]
+    assert last == ["head_head_probabilities", "head_head_classes"]
 
 
 def test_what_can_be_promoted(pooled: Features, dense_head: Head, backbone: Backbone) -> None:
     forest = fit_head(pooled, RandomForestClassifier(3), save=False)
     assert not promotable(forest)
-    with pytest.raises(PromotionError, match=r"RandomForestClassifier .* Keras heads; linear"):
+    with pytest.raises(PromotionError, match=r"RandomForestClassifier .* Keras heads, linear"):
         fuse(forest, backbone)
     assert promotable(fit_head(pooled, "ridge", save=False))
     assert promotable(dense_head)

@@ -138,7 +138,7 @@ def test_resizing_twice_is_resizing_once(resize: str, interpolation: str) -> Non
     image = np.random.default_rng(0).integers(0, 256, (14, 23, 3), dtype=np.uint8)
     promoted = Promoted("cut", cut, (), cut.get_layer("resizing"), None, {})
     assert np.array_equal(
-        Predictor(promoted)._forward(backbone.resize(image)[None]),
+        Predictor(promoted)._forward(backbone.resize(image)[None])[0],
         cut.predict_on_batch(image[None]),
     )
 
@@ -167,7 +167,7 @@ def test_images_are_read_ahead_but_few(fused_model: keras.Model, monkeypatch: An
     predictor = Predictor(load_model(fused_model))
     forward = predictor._forward
 
-    def slow(images: np.ndarray) -> np.ndarray:
+    def slow(images: np.ndarray) -> list[np.ndarray]:
         time.sleep(0.05)
         ahead.append(len(read))
         return forward(images)

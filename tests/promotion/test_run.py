@@ -38,31 +38,24 @@ def test_what_it_reports(head: Head, flowers: Dataset, backbone: Backbone) -> No
     """Unfreezing for no epochs trains nothing."""
     events: list[Any] = []
     promotion = promote(head, backbone, data=flowers, unfreeze=3, epochs=0, on_event=events.append)
-    assert [each.what for each in events if isinstance(each, Proved)] == [
-        "the fused model",
-        "the saved file",
-    ]
+    assert [each for each in events if isinstance(each, Proved)] == [Proved(promotion.parity)]
     assert [each.what for each in events if isinstance(each, PromotionStageStarted)] == [
         f"fuse {head.id} with small at block3_relu:avg",
         "prove on 45 images",
-        "measure the model",
     ]
     assert set(promotion.report) == {
         "parity",
-        "stored",
-        "threshold",
         "before",
         "after",
         "fine_tuning",
         "history",
+        "notes",
     }
     assert promotion.history == []
     assert promotion.fine_tuning == {}
     assert promotion.before == promotion.after
-    assert promotion.before["val"]["accuracy"] == head.metrics["val"]["accuracy"]
-    assert promotion.before["val"]["log_loss"] == pytest.approx(
-        head.metrics["val"]["log_loss"], rel=1e-3
-    )
+    assert promotion.notes == ["measured on stored features, by the head"]
+    assert promotion.before == {"val": {"images_were": "selected on", **head.metrics["val"]}}
 
 
 def test_the_model_is_a_plain_one(
@@ -90,7 +83,6 @@ def test_what_the_file_holds(
     image = flowers.image(0)[None]
     assert np.array_equal(loaded.model(image), promotion.model(image))
     assert list(loaded.classes) == CLASSES
-    assert metadata["images"] == "any"
     assert metadata["features"] == str(pooled.key)
     assert metadata["parity"] == promotion.parity.to_dict()
     # With a thousand classes, a confusion matrix is a megabyte: only the report has it.
@@ -189,7 +181,7 @@ def test_rows_that_stopped_a_head_early_chose_it_too(
     features = make_features(CLASSES * 10)
     head = fit_head(features, "dense", {"early_stopping": 1, "epochs": 1})
     promoted = promote(head, backbone, data=features.dataset, selected_on="test")
-    assert promoted.seen.selected_on == ("val", "test")
+    assert promoted.training_record.selected_on == ("val", "test")
 
 
 @pytest.mark.reliability

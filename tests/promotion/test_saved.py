@@ -17,7 +17,7 @@ import pytest
 from featurestore.dataset import Dataset
 from featurestore.errors import InputError
 from featurestore.promotion import Promotion, check_target, load_model
-from featurestore.promotion.carried import classes_layer
+from featurestore.promotion.class_names import classes_layer
 from featurestore.promotion.saved import MEMBER, read_metadata, save_model
 
 METADATA = {"head": "logistic-3fa9"}
@@ -76,7 +76,11 @@ def test_it_holds_what_a_model_has_no_place_for(
     assert [each.name for each in tmp_path.iterdir()] == ["flowers.keras"]
     metadata = read_metadata(path)
     assert metadata.items() >= json.loads(json.dumps(promotion.metadata)).items()
-    assert metadata["samples"] == {"selected_on": ["val"], "complete": True}
+    record = metadata.pop("training_record")
+    assert (record["selected_on"], record["complete"]) == (["val"], True)
+    assert {split: len(ids) // 16 for split, ids in record["samples"].items()} == {
+        split: len(flowers.rows(split)) for split in ("train", "val", "test")
+    }
     assert {"task", "head", "features", "backbone", "dataset", "versions", "parity"} <= set(
         metadata
     )

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 
 from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
-from featurestore.errors import FeatureStoreWarning, PromotionError
+from featurestore.errors import FeatureStoreWarning
 from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
@@ -21,11 +20,10 @@ from featurestore.promotion import (
     FineTuning,
     Promotion,
     TuningEpochEnded,
-    TuningInterrupted,
     promote,
 )
 from featurestore.promotion.fuse import fuse
-from featurestore.promotion.tune import Tuned, _require_fixed_state, labelled_images, tune
+from featurestore.promotion.tune import Tuned, labelled_images, tune
 from featurestore.store import FeatureStore
 from tests.promotion.conftest import pictures
 
@@ -82,7 +80,6 @@ def test_what_it_reports(tuned: tuple[Promotion, list[Any]], dropout_head: Head)
     assert [dict(each.logs) for each in epochs] == promotion.history
     assert set(promotion.history[0]) == {"loss", "accuracy", "val_loss", "val_accuracy"}
     assert promotion.fine_tuning["unfreeze"] == "block3"
-    assert promotion.fine_tuning["rates"] == {"head": 10 * RATE, "block3": RATE}
     assert not promotion.model.compiled
 
 
@@ -101,15 +98,14 @@ def test_the_seed_decides(
 
 
 @pytest.mark.reliability
-def test_images_train_at_a_rate_for_each_block(
+def test_the_head_learns_ten_times_as_fast_as_the_backbone(
     pooled: Features, flowers: Dataset, backbone: Backbone
 ) -> None:
     """With the first layer unfrozen, no stored features save work."""
     head = fit_head(pooled, "logistic", save=False)
     options = {"unfreeze": "block1", "epochs": 1, "batch_size": 64, "keep_tuned": True}
-    promotion = promote(head, backbone, data=flowers, learning_rate=RATE, lr_decay=0.5, **options)
-    rates = {"head": 10 * RATE, "block3": RATE, "block2": RATE / 2, "block1": RATE / 4}
-    assert promotion.fine_tuning["rates"] == rates
+    promotion = promote(head, backbone, data=flowers, learning_rate=RATE, **options)
+    rates = {"head": 10 * RATE, "block3": RATE, "block2": RATE, "block1": RATE}
     # One batch, so that Adam takes one step: the rate itself.
     found = moved(head, backbone, promotion)
     assert {name.partition("_")[0]: pytest.approx(each, rel=0.01) for name, each in found.items()} \
@@ -126,7 +122,7 @@ def test_training_from_the_store_is_training_from_images(
     extract(data, backbone, ["block2_relu"], features.store, dtype="float32")
     options: dict[str, Any] = {**TUNING, "batch_size": 64, "keep_tuned": True}
     from_store = promote(head, backbone, data=data, **options)
-    monkeypatch.setattr("featurestore.promotion.tune.boundary", lambda *arguments: None)
+    monkeypatch.setattr("featurestore.promotion.tune.boundary", lambda *of: (None, None))
     from_images = promote(head, backbone, data=data, **options)
     pairs = zip(from_store.model.get_weights(), from_images.model.get_weights(), strict=True)
     assert all(np.abs(one - other).max() < 0.05 * RATE for one, other in pairs)
@@ -152,15 +148,14 @@ def test_a_rate_that_ruins_the_model_leaves_it_as_it_was(
 ) -> None:
     head = fit_head(pooled, "logistic", save=False)
     keys = set(pooled.store.features.keys())
-    options: dict[str, Any] = {"epochs": 3, "learning_rate": 1.0, "patience": 1}
+    options: dict[str, Any] = {"epochs": 1, "learning_rate": 1.0}
     promotion = promote(head, backbone, data=flowers, **options)
     assert promotion.fine_tuning["kept_epoch"] == 0
     assert len(promotion.history) == 1
-    assert promotion.fine_tuning["verdict"].startswith("no epoch of ")
+    assert promotion.fine_tuning["verdict"].startswith("fine-tuning made the model worse: epoch 1")
     assert promotion.after == promotion.before
     assert not moved(head, backbone, promotion)
-    once = {**options, "epochs": 1}  # it recovers later
-    kept = promote(head, backbone, data=flowers, keep_tuned=True, **once)
+    kept = promote(head, backbone, data=flowers, keep_tuned=True, **options)
     assert kept.fine_tuning["kept_epoch"] == 1
     assert kept.fine_tuning["verdict"].endswith("worse, kept because of `keep_tuned`")
     assert kept.after["val"]["log_loss"] > kept.before["val"]["log_loss"]
@@ -179,11 +174,10 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_rest(
     head = fit_head(features, "logistic", {"C": 1e-3}, save=False)
     options = {"learning_rate": 0.01, "batch_size": 8, "epochs": 8, "patience": 1}
     promotion = promote(head, backbone, data=features.dataset, **options)
-    start, kept = promotion.fine_tuning["start"], promotion.fine_tuning["kept_epoch"]
+    kept = promotion.fine_tuning["kept_epoch"]
     assert 0 < kept == len(promotion.history) - 1 < 7
     best = promotion.history[kept - 1]
-    assert best["val_loss"] < start["val_loss"]
-    assert best["val_accuracy"] >= start["val_accuracy"]
+    assert best["val_loss"] < promotion.before["val"]["log_loss"]
     # The model has the weights of that epoch.
     assert promotion.after["val"]["log_loss"] == pytest.approx(best["val_loss"], rel=0.02)
 
@@ -196,22 +190,11 @@ def test_without_validation_rows_the_last_epoch_is_kept_and_the_verdict_says_so(
     head = fit_head(features, "logistic", save=False)
     promotion = promote(head, backbone, data=features.dataset, epochs=2, patience=1)
     assert promotion.fine_tuning["kept_epoch"] == len(promotion.history) == 2
-    assert promotion.fine_tuning["start"] == {}
     assert "no validation rows to choose an epoch by" in promotion.fine_tuning["verdict"]
     assert "val_loss" not in promotion.history[0]
     assert {split: each["images_were"] for split, each in promotion.after.items()} == {
         "train": "trained on"
     }
-
-
-def test_a_lower_loss_does_not_make_up_for_wrong_predictions() -> None:
-    tuned = Tuned(FineTuning(epochs=1), {}, start={"val_loss": 1.0, "val_accuracy": 0.9})
-    tuned.history = [{"val_loss": 0.5, "val_accuracy": 0.8}, {"val_loss": 0.5, "val_accuracy": 0.9}]
-    assert not tuned.candidate(1)
-    assert tuned.candidate(2)
-    values = Tuned(FineTuning(epochs=1), {}, start={"val_loss": 1.0})
-    values.history = [{"val_loss": float("nan")}]
-    assert not values.candidate(1)
 
 
 BETTER = {"val": {"accuracy": 0.946, "log_loss": 0.261}}
@@ -220,23 +203,21 @@ WORSE = {"val": {"accuracy": 0.942, "log_loss": 0.259}}
 
 def test_the_verdict_has_the_figures_of_the_images() -> None:
     """Whatever the stored rows say: these are of float16."""
-    start = {"val_loss": 0.261, "val_accuracy": 0.946}
-    tuned = Tuned(FineTuning(epochs=1), {}, start, best_epoch=1, before=WORSE, after=BETTER)
-    tuned.history = [{"val_loss": 0.259, "val_accuracy": 0.946}]
-    tuned.after = {"val": {"accuracy": 0.951, "log_loss": 0.25}}
+    history = [{"val_loss": 0.259, "val_accuracy": 0.946}]
+    tuned = Tuned(history, 1, WORSE, {"val": {"accuracy": 0.951, "log_loss": 0.25}})
     assert tuned.kept_epoch == 1
     assert tuned.verdict == (
         "kept epoch 1 of 1: val accuracy 0.951 (0.942 before), val log loss 0.250 (0.259 before)"
     )
-    tuned.before, tuned.after = BETTER, WORSE
+    tuned = Tuned(history, 1, BETTER, WORSE)
     assert tuned.kept_epoch == 0
     assert tuned.verdict.startswith(
         "fine-tuning made the model worse: epoch 1 of 1 gave val accuracy 0.942 (0.946 before), "
     )
-    values = Tuned(FineTuning(epochs=1), {}, start={"val_loss": 4.0, "val_rmse": 2.0}, best_epoch=1)
-    values.history = [{"loss": 1.0, "val_loss": 2.25, "val_rmse": 1.5}]
-    values.before, values.after = {"val": {"rmse": 2.0}}, {"val": {"rmse": 1.5}}
+    values = Tuned(history, 1, {"val": {"rmse": 2.0}}, {"val": {"rmse": 1.5}})
     assert values.verdict == "kept epoch 1 of 1: val rmse 1.500 (2.000 before)"
+    lost = Tuned(history, 1, BETTER, {"val": {"accuracy": 0.95, "log_loss": float("nan")}})
+    assert lost.kept_epoch == 0
 
 
 def tune_head(
@@ -264,35 +245,6 @@ def test_an_epoch_that_is_worse_on_the_images_is_undone(
     assert not all(map(np.array_equal, first, last))
 
 
-def test_an_interrupt_says_that_epochs_start_over(pooled: Features, backbone: Backbone) -> None:
-    events: list[Any] = []
-
-    def interrupt(event: Any) -> None:
-        events.append(event)
-        if isinstance(event, TuningEpochEnded):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        tune_head(pooled, backbone, interrupt, BETTER)
-    assert events[-1] == TuningInterrupted(events[-2].head, 1, 1)
-
-
-def test_a_layer_whose_state_moves_although_it_is_frozen_is_refused() -> None:
-    image = keras.Input((8,))
-    frozen = keras.layers.SpectralNormalization(keras.layers.Dense(4), name="spectral")
-    frozen.trainable = False
-    model = keras.Model(image, keras.layers.Dropout(0.5)(keras.layers.Dense(2)(frozen(image))))
-    batch = np.random.default_rng(0).normal(5, 1, (3, 8)).astype("float32")
-    with pytest.raises(PromotionError, match=r"spectral/.* changes in training without being"):
-        _require_fixed_state(model, batch)
-
-
-def test_losses_that_are_not_finite_have_a_verdict_of_their_own() -> None:
-    tuned = Tuned(FineTuning(epochs=1, keep_tuned=True), {}, start={"val_loss": 1.0})
-    tuned.history = [{"val_loss": float("nan")}, {"val_loss": float("inf")}]
-    assert tuned.verdict == "no epoch had a finite loss; kept the model from before fine-tuning"
-
-
 @pytest.mark.reliability
 @pytest.mark.parametrize("unfreeze", ["block3", None])
 def test_a_head_of_a_former_state_leaves_the_present_one_current(
@@ -313,7 +265,7 @@ def test_a_head_of_a_former_state_leaves_the_present_one_current(
         promotion = promote(
             head, backbone, data=former, unfreeze=unfreeze, epochs=1, learning_rate=RATE
         )
-    assert promotion.parity.holds
+    assert promotion.parity.agreement == 1.0
     assert len(promotion.history) == 1
     assert store.features.keys() == before
     (entry,) = store.datasets.values()

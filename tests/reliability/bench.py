@@ -35,7 +35,7 @@ PIPELINE = {
     "data": {"path": "photos", "val": 0.3},
     "backbone": {"model": "tiny.keras"},
     "layers": ["conv_a", "pool_a:avg"],
-    "heads": [{"head": "logistic", "layers": ["pool_a:avg"]}],
+    "heads": ["ridge"],
     "promote": {"unfreeze": "conv_a", "epochs": 1, "learning_rate": 1e-4},
 }
 

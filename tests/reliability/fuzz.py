@@ -358,7 +358,7 @@ def _document_target(folder: Path) -> Target:
                 opened.datasets.values()
                 _ = opened.datasets.load("tiny").paths
                 for meta in opened.heads.values():
-                    Head.load(meta["id"], opened)
+                    _ = Head.load(meta["id"], opened).fitted
                 opened.garbage()
             finally:
                 after = {each for each in folder.rglob("*") if each.is_dir() or each.is_file()}

@@ -797,7 +797,7 @@ class StoreMachine(RuleBasedStateMachine):
         for head_id, head in self.heads.items():
             if any(name.startswith(f"heads/{head_id}/") for name in self.flips):
                 with pytest.raises(DamagedError):
-                    Head.load(head_id, self.store)
+                    _ = Head.load(head_id, self.store).fitted
             elif head.key in self.groups:
                 loaded = Head.load(head_id, self.store)
                 assert np.array_equal(

@@ -191,7 +191,7 @@ def _session(pid: int) -> int | None:
 def _serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from featurestore.cli.quiet import quiet_libraries
+    from featurestore.cli.output import quiet_libraries
 
     quiet_libraries()
     import featurestore

@@ -215,7 +215,7 @@ def read(store: FeatureStore, item: Item) -> None:
     elif item.kind == "dataset":
         _ = store.datasets.load("photos").paths
     elif item.kind == "head":
-        Head.load(item.name.partition("/")[2], store)
+        _ = Head.load(item.name.partition("/")[2], store).fitted
 
 
 def test_a_torn_file_is_never_read_as_data(made: Made, tmp_path: Path) -> None:

@@ -102,15 +102,13 @@ class Bank:
         list or None
             For each fold, what `fit` returns. None if each fold is to be fitted for itself.
         """
-        from sklearn.preprocessing import StandardScaler
-
         together = getattr(self.family, "fit_folds", None)
         if together is None or not rows.in_memory:
             return None
         copies, started = [self._copies() for _ in folds], time.perf_counter()
-        scalers = [each.steps[0][1] if each.steps else None for each in copies]
-        if len(copies[0].steps) > 1 or type(scalers[0]) not in (StandardScaler, type(None)):
+        if len(copies[0].steps) > 1:
             return None
+        scalers = [each.steps[0][1] for each in copies]
         X, y = rows.fitted_arrays()
         # Of what is held out, metrics are of the images; the views are left out too.
         left_out = [np.setdiff1d(np.arange(len(X)), train) for train, _ in folds]
@@ -182,14 +180,17 @@ def banks(candidates: Iterable[Candidate]) -> list[Bank]:
 
 
 def _family(candidate: Candidate) -> Family | None:
+    from sklearn.preprocessing import StandardScaler
+
     template = candidate.template
     if candidate.kind != "sklearn" or candidate.nameless:
         return None
     if _is_pipeline(template) and (template.memory, template.transform_input) != (None, None):
         return None
-    last = _steps(template)[-1][1]
+    *before, (_, last) = _steps(template)
     name = FAMILIES.get(type(last).__name__)
-    if name is None:
+    # Other rows may lose digits in what the families compute.
+    if name is None or not (before and type(before[-1][1]) is StandardScaler):
         return None
     family: Any = import_module(f"featurestore.heads.banks.{name}")
     return family if family.takes(last) else None

@@ -1,8 +1,8 @@
-"""What the families of linear heads share: rows in parts, and decision values of many heads."""
+"""What the families of linear heads share: checks of settings, rows in parts, decision values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,17 @@ def mean(X: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the weighted mean of rows, float64 (feature,)."""
     total = sum(weights[rows] @ X[rows].astype(np.float64) for rows in parts(*X.shape))
     return total / weights.sum()
+
+
+def is_default(estimator: Any, free: Collection[str]) -> bool:
+    """Return whether all parameters but the free ones have their default value."""
+    params, default = estimator.get_params(deep=False), type(estimator)().get_params(deep=False)
+    return all(params[name] == value for name, value in default.items() if name not in free)
+
+
+def is_positive(value: Any, kind: Any) -> bool:
+    """Return whether a parameter is a positive, finite number of a kind, `Real` or `Integral`."""
+    return isinstance(value, kind) and not isinstance(value, bool) and 0 < float(value) < np.inf
 
 
 def decisions(estimators: Sequence[Any], X: np.ndarray) -> Iterator[np.ndarray]:

@@ -1,4 +1,9 @@
-"""Logistic regression: heads that differ in ``C`` are fitted together."""
+"""Logistic regression: heads that differ in ``C`` are fitted one after the other, from small ``C``.
+
+Each minimizes ``C · Σ weight · loss + ½‖coefficients‖²``, as in scikit-learn, by SciPy's L-BFGS. It
+starts where the path of the heads before leads, in variables in which the curvature of each class
+is close to the identity. Where a head starts has no part in when it has converged.
+"""
 
 from __future__ import annotations
 
@@ -10,61 +15,53 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from featurestore.heads.banks.coordinates import Coordinates
-from featurestore.heads.banks.linear import decisions, labels, mean, parts
-from featurestore.heads.banks.losses import Losses
-from featurestore.heads.banks.newton import minimize
+from featurestore.heads.banks.linear import decisions, is_default, is_positive, labels, parts
 from featurestore.heads.metrics import Predicted
 
 VARIES = frozenset({"C"})
-# Bounds of the distance from the lowest objective, as a share of it: float32 has no more digits.
-SMALLEST_GAP, LARGEST_GAP = 1e-7, 1e-6
-# Rounding errors of this part of the spread of a feature change an objective by 1e-6 or more.
-LOST = 1e-4
+# A head has converged when its objective is estimated to be above the lowest by this share of it.
+TOLERANCE = 5e-7
+# Rows of at most so many numbers are computed in float64, which takes no noticeable time there.
+SMALL = 1 << 18
+# Numbers in the curvatures of all classes; with more, the classes share one.
+MOST_CURVATURE = 1 << 27
+# Rows that a curvature is estimated from, for each feature.
+ROWS_A_FEATURE = 8
+# A curvature is used for heads within this distance in log C, and for so many iterations of one.
+REACH, ITERATIONS = 0.8, 60
+# The estimate of the gap holds if the objective fell by at most this factor since the curvature.
+NEAR = 1.05
 # Numbers in the products of rows, features and classes that one thread computes.
-SMALL = 1 << 25
-# Parameters that are honoured, or that the solver "lbfgs" of scikit-learn does not read either.
-_FREE = {*VARIES, "tol", "max_iter", "fit_intercept", "class_weight", "random_state"}
+ONE_THREAD = 1 << 25
 
 
 def takes(estimator: Any) -> bool:
     """Return whether an unfitted estimator is fitted here.
 
-    It is a scikit-learn `LogisticRegression` with a ridge penalty, the default solver and valid
-    parameters; scikit-learn fits all others, or says what is wrong with them.
+    It is a scikit-learn `LogisticRegression` with valid ``C``, ``max_iter`` and ``fit_intercept``,
+    perhaps class weights, and else its defaults; scikit-learn fits all others.
     """
     from sklearn.linear_model import LogisticRegression
 
     if type(estimator) is not LogisticRegression or getattr(estimator, "_skl_callbacks", None):
         return False
-    params, default = estimator.get_params(deep=False), LogisticRegression().get_params(deep=False)
     return (
-        all(params[name] == value for name, value in default.items() if name not in _FREE)
-        and _number(params["C"], Real)
-        and params["C"] > 0
-        and _number(params["tol"], Real)
-        and params["tol"] >= 0
-        and _number(params["max_iter"], Integral)
-        and params["max_iter"] > 0
-        and isinstance(params["fit_intercept"], bool | np.bool_)
+        is_default(estimator, {"C", "max_iter", "fit_intercept", "class_weight", "random_state"})
+        and is_positive(estimator.C, Real)
+        and is_positive(estimator.max_iter, Integral)
+        and isinstance(estimator.fit_intercept, bool | np.bool_)
     )
-
-
-def _number(value: Any, kind: Any) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and abs(float(value)) < np.inf
 
 
 def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
     """Fit heads that differ in ``C``, in place.
-
-    Each ends where its objective, as scikit-learn defines it, is estimated to be within a hundredth
-    of ``tol`` of the lowest one, as a share of it; but within 1e-6 at most, and 1e-7 at least.
 
     Parameters
     ----------
     estimators : sequence of LogisticRegression
         That `takes` accepts.
     X : float32 array, (row, feature)
+        Standardized.
     y : array, (row,)
         Labels.
 
@@ -92,55 +89,28 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
             "This solver needs samples of at least 2 classes in the data, but the data contains "
             f"only one class: {classes[0]!r}"
         )
-    by_class = compute_class_weight(first.class_weight, classes=classes, y=y)
-    tolerance = min(max(first.tol / 100, SMALLEST_GAP), LARGEST_GAP)
-    weights, c = by_class[codes], np.array([each.C for each in estimators], np.float64)
+    weights = compute_class_weight(first.class_weight, classes=classes, y=y)[codes]
     # Threads that wait for each other on small products made heads 15 times slower where other
-    # programs use the processors. What overflows has not converged.
-    threads = 1 if X.size * len(classes) < SMALL else None
-    converged, iterations = np.zeros(len(c), bool), np.zeros(len(c), np.int32)
-    intercept = bool(first.fit_intercept)
-    with threadpool_limits(threads, "blas"), np.errstate(all="ignore"):
-        single = not _loses_features(X, weights, intercept)
-        # Where float32 allows no lower objective, float64 may.
-        for kind in (np.float32, np.float64) if single else (np.float64,):
-            some = np.flatnonzero(~converged & (iterations < first.max_iter))
-            if not len(some):
-                break
-            coordinates = Coordinates.of(X, weights, intercept, kind)
-            losses = Losses(coordinates, codes, len(classes))
-            found, iterations[some], converged[some] = minimize(
-                losses, c[some], tolerance, first.max_iter
-            )
-            coefficients, intercepts = coordinates.to_features(found)
-            for row, head in enumerate(some.tolist()):
-                each = estimators[head]
-                # What needs float64 to be solved would lose digits if it were rounded, too.
-                each.coef_ = coefficients[row].astype(np.result_type(X.dtype, kind))
-                each.intercept_ = intercepts[row].astype(each.coef_.dtype)
-                each.n_iter_ = np.maximum(iterations[[head]], 1)
-    for each, done in zip(estimators, converged, strict=True):
-        each.classes_, each.n_features_in_ = classes, X.shape[1]
-        if not done:
-            warning = ConvergenceWarning(
-                f"logistic regression with C={each.C:g} has not converged after {each.n_iter_[0]} "
-                f"iterations; raise max_iter, now {each.max_iter}"
-            )
-            warning.estimator = each
-            warnings.warn(warning, stacklevel=2)
-
-
-def _loses_features(X: np.ndarray, weights: np.ndarray, intercept: bool) -> bool:
-    """Return whether a rotation in float32 would lose digits of the features of smallest spread.
-
-    It moves coordinates by the rounding error of the largest ones.
-    """
-    centre = mean(X, weights) if intercept else np.zeros(X.shape[1])
-    squares = sum(weights[part] @ np.square(X[part] - centre) for part in parts(*X.shape))
-    spread = np.sqrt(squares / weights.sum())
-    varies = spread[spread > 1e-12 * np.abs(centre)]
-    error = np.finfo(np.float32).eps * np.linalg.norm(spread)
-    return bool(error > LOST * varies.min(initial=np.inf))
+    # programs use the processors.
+    threads = 1 if X.size * len(classes) < ONE_THREAD else None
+    with threadpool_limits(threads, "blas"), np.errstate(over="ignore", under="ignore"):
+        rows, to_features = _in_their_span(X)
+        path = _Path(_Loss(rows, codes, weights, len(classes), bool(first.fit_intercept)))
+        for head in sorted(estimators, key=lambda head: head.C):
+            coefficients, iterations, converged = path.minimize(float(head.C), int(head.max_iter))
+            head.classes_, head.n_iter_ = classes, np.array([max(iterations, 1)], np.int32)
+            head.n_features_in_ = X.shape[1]
+            head.coef_ = to_features(coefficients[:, : rows.shape[1]]).astype(X.dtype)
+            head.intercept_ = np.zeros(len(coefficients), X.dtype)
+            if first.fit_intercept:
+                head.intercept_ = coefficients[:, -1].astype(X.dtype)
+            if not converged:
+                warning = ConvergenceWarning(
+                    f"logistic regression with C={head.C:g} has not converged after {iterations} "
+                    f"iterations; raise max_iter, now {head.max_iter}"
+                )
+                warning.estimator = head
+                warnings.warn(warning, stacklevel=2)
 
 
 def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:
@@ -148,9 +118,209 @@ def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:
     from scipy.special import expit
     from sklearn.utils.extmath import softmax
 
-    for each, values in zip(estimators, decisions(estimators, X), strict=True):
+    for estimator, values in zip(estimators, decisions(estimators, X), strict=True):
         if values.shape[1] > 1:
-            yield labels(each, values), softmax(values)
+            yield labels(estimator, values), softmax(values)
         else:
             second = expit(values[:, 0])
-            yield labels(each, values), np.column_stack([1 - second, second])
+            yield labels(estimator, values), np.column_stack([1 - second, second])
+
+
+def _in_their_span(X: np.ndarray) -> tuple[np.ndarray, Any]:
+    """Return rows in an orthonormal basis of their span if that has fewer dimensions.
+
+    The second result turns coefficients (class, coordinate) into those of features. A penalty is
+    the same in both, and the lowest objective lies in the span.
+    """
+    from scipy.linalg import eigh
+
+    if len(X) >= X.shape[1]:
+        return X, np.asarray
+    products = np.zeros((len(X), len(X)))
+    for part in parts(X.shape[1], len(X)):
+        columns = X[:, part].astype(np.float64)
+        products += columns @ columns.T
+    values, vectors = eigh(products, overwrite_a=True, check_finite=False)
+    # Products of doubles have no more digits.
+    kept = values > values[-1] * 1e-12
+    vectors, lengths = vectors[:, kept], np.sqrt(values[kept])
+    basis = (vectors / lengths).T
+    return vectors * lengths, lambda coefficients: (coefficients @ basis) @ X
+
+
+class _Loss:
+    """The weighted loss of all rows for coefficients (column, feature and, last, intercept).
+
+    There is a column for each class, or one for two classes.
+    """
+
+    def __init__(
+        self, X: np.ndarray, codes: np.ndarray, weights: np.ndarray, classes: int, intercept: bool
+    ) -> None:
+        kind = np.float64 if X.size <= SMALL else X.dtype
+        if intercept:
+            X = np.hstack([X, np.ones((len(X), 1), X.dtype)])
+        self.rows, self.kind = np.asarray(X, kind), kind
+        self.codes, self.weights, self.classes = codes, weights, classes
+        self.penalty = np.ones(X.shape[1])
+        self.penalty[-1] -= intercept
+        self.shape = (1 if classes == 2 else classes, X.shape[1])
+
+    def _blocks(self, coefficients: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Yield slices, rows, and the log probabilities of all classes, (row, class)."""
+        from scipy.special import log_softmax
+
+        single = coefficients.T.astype(self.kind)
+        for part in parts(*self.rows.shape):
+            rows = self.rows[part].astype(self.kind, copy=False)
+            logits = rows @ single
+            if self.classes == 2:
+                logits = np.hstack([np.zeros_like(logits), logits])
+            yield part, rows, log_softmax(logits, axis=1)
+
+    def __call__(self, coefficients: np.ndarray) -> tuple[float, np.ndarray]:
+        """Return the loss and its gradient, (column, feature)."""
+        loss, gradient = 0.0, np.zeros(self.shape)
+        for part, rows, log_probabilities in self._blocks(coefficients):
+            own = np.arange(len(rows)), self.codes[part]
+            loss -= float(self.weights[part] @ log_probabilities[own])
+            residual = np.exp(log_probabilities)
+            residual[own] -= 1
+            residual *= self.weights[part, None].astype(self.kind)
+            gradient += residual[:, -len(gradient) :].T @ rows
+        return loss, gradient
+
+    def curvatures(self, coefficients: np.ndarray) -> list[np.ndarray]:
+        """Return for each column the second derivatives, (feature, feature), or one mean of all.
+
+        Of many rows, a random part: each with a probability in proportion to its share.
+        """
+        share = np.empty((len(self.rows), self.shape[0]))
+        for part, _, log_probabilities in self._blocks(coefficients):
+            probabilities = np.exp(log_probabilities[:, -self.shape[0] :])
+            share[part] = probabilities * (1 - probabilities)
+        share *= self.weights[:, None]
+        draw, most = np.random.default_rng(0), ROWS_A_FEATURE * self.shape[1]
+        # Of few rows, many passes cost less than the curvatures of all classes.
+        if len(share) <= most or self.shape[0] * self.shape[1] ** 2 > MOST_CURVATURE:
+            share = share.mean(axis=1, keepdims=True)
+        curvatures = []
+        for column in share.T:
+            chosen: Any = slice(None)
+            scale = column
+            if len(column) > most:
+                chance = np.minimum(1, most * column / max(column.sum(), 1e-300))
+                chosen = np.flatnonzero(draw.random(len(column)) < chance)
+                scale = column[chosen] / chance[chosen]
+            rows = np.sqrt(scale)[:, None].astype(self.rows.dtype) * self.rows[chosen]
+            curvatures.append(rows.T @ rows)
+        return curvatures
+
+
+class _Path:
+    """The heads that were minimized, by rising ``C``, and the curvature that serves for the next.
+
+    Parameters
+    ----------
+    loss : _Loss
+    """
+
+    def __init__(self, loss: _Loss) -> None:
+        self.loss = loss
+        self.solved: list[tuple[float, np.ndarray]] = []
+        self.place, self.factors = -np.inf, list[np.ndarray]()
+
+    def minimize(self, c: float, max_iter: int) -> tuple[np.ndarray, int, bool]:
+        """Return coefficients, iterations, and whether they have converged."""
+        place, iterations = float(np.log(c)), 0
+        coefficients = self._start(place)
+        if place - self.place > REACH:
+            self._curve(place, coefficients)
+        while True:
+            allowed = min(ITERATIONS, max_iter - iterations)
+            coefficients, first, value, gap, took = self._descend(c, coefficients, allowed)
+            iterations += took
+            # The gap is estimated with a curvature that must be of somewhere near.
+            converged = gap <= TOLERANCE * value and first <= NEAR * value
+            if converged or iterations >= max_iter:
+                break
+            if took < allowed and first - value <= TOLERANCE * value < gap:
+                if self.loss.kind is np.float64:
+                    break
+                # The rounding errors of float32 hide which way is down.
+                self.loss.kind = np.float64
+            self._curve(place, coefficients)
+        if len(coefficients) > 1:
+            coefficients = coefficients - coefficients.mean(
+                axis=0
+            )  # To shift all classes alike changes no prediction.
+        self.solved = [*self.solved[-2:], (place, coefficients)]
+        return coefficients, iterations, converged
+
+    def _curve(self, place: float, coefficients: np.ndarray) -> None:
+        from scipy.linalg import cholesky
+
+        self.place, self.factors = place, []
+        for curvature in self.loss.curvatures(coefficients):
+            hessian = np.exp(place) * curvature.astype(np.float64)
+            rounding = np.finfo(curvature.dtype).eps * hessian.trace() + 1e-12
+            hessian[np.diag_indices_from(hessian)] += self.loss.penalty + rounding
+            self.factors.append(cholesky(hessian, lower=True, overwrite_a=True, check_finite=False))
+
+    def _start(self, place: float) -> np.ndarray:
+        """Return Lagrange's polynomial in log ``C`` through the last three heads."""
+        start = np.zeros(self.loss.shape)
+        near = dict(self.solved)
+        for node, coefficients in near.items():
+            others = np.array([other for other in near if other != node])
+            start += np.prod((place - others) / (node - others)) * coefficients
+        return start
+
+    def _descend(
+        self, c: float, start: np.ndarray, iterations: int
+    ) -> tuple[np.ndarray, float, float, float, int]:
+        """Return coefficients, objectives before and after, the gap to the lowest, iterations."""
+        from scipy.linalg import solve_triangular
+        from scipy.optimize import minimize
+
+        penalty, factors = self.loss.penalty, self.factors
+        # The factors are those of another C.
+        scale, shared = np.sqrt(c / np.exp(self.place)), len(factors) < len(start)
+
+        def solve(values: np.ndarray, trans: int) -> np.ndarray:
+            options = {"trans": trans, "lower": True, "check_finite": False}
+            if shared:
+                return solve_triangular(factors[0], values.T, **options).T / scale
+            pairs = zip(factors, values, strict=True)
+            return np.stack([solve_triangular(*pair, **options) for pair in pairs]) / scale
+
+        first, gap = np.nan, np.inf
+
+        def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            nonlocal first, gap
+            coefficients = solve(flat.reshape(start.shape), 1)
+            loss, gradient = self.loss(coefficients)
+            shrunk = coefficients * penalty
+            slope = solve(c * gradient + shrunk, 0)
+            # Half of Newton's decrement squared, were the curvature exact (Boyd and Vandenberghe
+            # 2004, section 9.5.1).
+            gap = float(np.square(slope).sum() / 2)
+            value = c * loss + float(np.square(shrunk).sum()) / 2
+            first = value if np.isnan(first) else first
+            return value, slope.ravel()
+
+        def ended(intermediate_result: Any) -> None:
+            if gap <= TOLERANCE * intermediate_result.fun:
+                raise StopIteration
+
+        begin = [factors[0 if shared else row].T @ values for row, values in enumerate(start)]
+        result = minimize(
+            objective,
+            scale * np.concatenate(begin),
+            jac=True,
+            method="L-BFGS-B",
+            callback=ended,
+            options={"maxcor": 20, "maxiter": iterations, "ftol": 0, "gtol": 0},
+        )
+        coefficients = solve(result.x.reshape(start.shape), 1)
+        return coefficients, first, float(result.fun), gap, int(result.nit)

@@ -16,7 +16,7 @@ from featurestore.heads.banks.least_squares import (
     targets,
     without_features,
 )
-from featurestore.heads.banks.linear import decisions, labels, mean, parts
+from featurestore.heads.banks.linear import decisions, is_default, is_positive, labels, mean, parts
 from featurestore.heads.banks.ridge_folds import fit_folds
 from featurestore.heads.metrics import Predicted
 
@@ -32,13 +32,11 @@ def takes(estimator: Any) -> bool:
     if type(estimator) not in (Ridge, RidgeClassifier):
         return False
     free = {"alpha", "fit_intercept", "class_weight", "solver", "copy_X", "random_state"}
-    params, default = estimator.get_params(), type(estimator)().get_params()
     return (
-        all(value == default[name] for name, value in params.items() if name not in free)
-        and isinstance(params["alpha"], Real)
-        and 0 < float(params["alpha"]) < np.inf
-        and isinstance(params["fit_intercept"], bool)
-        and params["solver"] in ("auto", "cholesky", "svd")
+        is_default(estimator, free)
+        and is_positive(estimator.alpha, Real)
+        and isinstance(estimator.fit_intercept, bool)
+        and estimator.solver in ("auto", "cholesky", "svd")
     )
 
 

@@ -34,7 +34,7 @@ def fit_folds(
 
     Parameters
     ----------
-    scalers : sequence of StandardScaler or None
+    scalers : sequence of StandardScaler
         In front of the heads of each fold.
     estimators : sequence of sequence of Ridge or RidgeClassifier
         For each fold, heads that differ in ``alpha`` alone.
@@ -62,7 +62,7 @@ def fit_folds(
         or len(X) - max(map(len, held_out)) < features
         or 8 * (len(held_out) + 2) * features**2 > MOST_BYTES
         or not np.array_equal(np.sort(np.concatenate(held_out)), np.arange(len(X)))
-        or not all(each is None or (each.with_mean and each.with_std) for each in scalers)
+        or not all(scaler.with_mean and scaler.with_std for scaler in scalers)
     ):
         return False
     without_features(first, X, y)
@@ -73,8 +73,7 @@ def fit_folds(
     total = sums_held[0]
     for part in sums_held[1:]:
         total = total.combined(part, 1)
-    centred = scalers[0] is not None or first.fit_intercept
-    squares = (total.about(total.x / total.weight if centred else -shift)).xx.diagonal()
+    squares = total.about(total.x / total.weight).xx.diagonal()
     for scaler, heads, part, rows in zip(scalers, estimators, sums_held, held_out, strict=True):
         train = np.delete(np.arange(len(X)), rows)
         learned = without_features(heads[0], X[:0], y[train])
@@ -83,26 +82,23 @@ def fit_folds(
             known = learned["classes_"]
             columns = np.searchsorted(classes, known[1:] if len(known) == 2 else known)
             sums.y, sums.xy = sums.y[columns], sums.xy[:, columns]
-        centre = sums.x / sums.weight if centred else -shift
+        centre = sums.x / sums.weight
         goal = sums.y / sums.weight if first.fit_intercept else np.zeros(len(sums.y))
-        sums, origin = sums.about(centre), shift + centre
+        sums = sums.about(centre)
         doubtful = np.flatnonzero(sums.xx.diagonal() <= LEAST_VARIANCE * squares)
-        constant = X[np.ix_(train, doubtful)] - (X[train[0], doubtful] if centred else 0)
-        if constant.any():
+        if (X[np.ix_(train, doubtful)] - X[train[0], doubtful]).any():
             return False
         sums.xx[doubtful], sums.xx[:, doubtful], sums.xy[doubtful] = 0, 0, 0
-        if scaler is not None:
-            deviation = np.sqrt(sums.xx.diagonal() / sums.weight)
-            _fit_scaler(scaler, origin, deviation, len(train))
-            sums.xx /= np.outer(scaler.scale_, scaler.scale_)
-            sums.xy /= scaler.scale_[:, None]
-            origin = np.zeros(features)
+        deviation = np.sqrt(sums.xx.diagonal() / sums.weight)
+        _fit_scaler(scaler, shift + centre, deviation, len(train))
+        sums.xx /= np.outer(scaler.scale_, scaler.scale_)
+        sums.xy /= scaler.scale_[:, None]
         # The sum of (x - mean)·y is that of (x - mean)·(y - goal).
         for each in heads:
             coef = solution(sums.xx, sums.xy, each.alpha)
             if coef is None:
                 return False
-            learn(each, learned, coef.T, goal - origin @ coef, X.dtype)
+            learn(each, learned, coef.T, goal, X.dtype)
     return True
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featurestore.dataset import Dataset
-from featurestore.promotion.seen import Seen
+from featurestore.promotion.training_record import TrainingRecord
 
 SPLITS = ["train", "val", "test"]
 
@@ -28,26 +28,25 @@ def dataset(count: int, **options: Any) -> Dataset:
 def test_a_file_records_the_splits_of_its_own_data() -> None:
     names = ["val", "train", "test", "train", "val", "train"]
     fitted_on = dataset(6, splits=names)
-    seen = Seen.by(fitted_on)
-    assert seen.splits_of(fitted_on).tolist() == fitted_on.splits.tolist()
+    record = TrainingRecord.of(fitted_on, ["val"])
+    assert record.splits_of(fitted_on).tolist() == fitted_on.splits.tolist()
     # Split in another way, with more images: the same samples count as seen.
     others = dataset(9, val=0.5, seed=3)
     known = dict(zip(fitted_on.sample_digests, fitted_on.splits.tolist(), strict=True))
     expected = [known.get(digest, "unseen") for digest in others.sample_digests]
-    read = Seen.from_bytes(seen.samples.tobytes(), seen.fields())
+    read = TrainingRecord.from_dict(record.to_dict())
     assert read.splits_of(others).tolist() == expected
 
 
 def test_a_test_split_that_chose_the_head_is_not_held_out() -> None:
-    seen = Seen.by(dataset(9, splits=SPLITS * 3), ["test"])
-    assert [seen.images_were(each) for each in (*SPLITS, "unseen")] == [
+    record = TrainingRecord.of(dataset(9, splits=SPLITS * 3), ["test"])
+    assert [record.images_were(each) for each in (*SPLITS, "unseen")] == [
         "trained on",
         "held out",
         "selected on",
         "held out",
     ]
-    further = replace(seen, complete=False)
-    further = Seen.from_bytes(further.samples.tobytes(), further.fields())
+    further = TrainingRecord.from_dict(replace(record, complete=False).to_dict())
     assert [further.images_were(each) for each in (*SPLITS, "unseen")] == [
         "trained on",
         "unknown",
@@ -58,20 +57,27 @@ def test_a_test_split_that_chose_the_head_is_not_held_out() -> None:
 
 def test_rows_without_label_trained_nothing() -> None:
     data = Dataset.from_arrays(images(4), ["a", None, "b", "b"], name="x", splits=["train"] * 4)
-    assert sorted(Seen.by(data).splits_of(data)) == ["train", "train", "train", "unseen"]
+    assert sorted(TrainingRecord.of(data, ["val"]).splits_of(data)) == [
+        "train",
+        "train",
+        "train",
+        "unseen",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("data", "fields"),
+    "record",
     [
-        (b"", {}),
-        (bytes(10), {"selected_on": ["val"], "complete": True}),
-        (bytes(8) + b"\x03", {"selected_on": ["val"], "complete": True}),
-        (b"", {"selected_on": ["all"], "complete": True}),
-        (b"", {"selected_on": 3, "complete": True}),
-        (b"", None),
+        {},
+        {"samples": {"train": "xy"}, "selected_on": ["val"], "complete": True},
+        {"samples": {"train": "00"}, "selected_on": ["val"], "complete": True},
+        {"samples": {"all": ""}, "selected_on": ["val"], "complete": True},
+        {"samples": [3], "selected_on": ["val"], "complete": True},
+        {"samples": {}, "selected_on": ["all"], "complete": True},
+        {"samples": {}, "selected_on": 3, "complete": True},
+        None,
     ],
 )
-def test_what_is_malformed(data: bytes, fields: Any) -> None:
-    with pytest.raises((ValueError, TypeError, LookupError)):
-        Seen.from_bytes(data, fields)
+def test_what_is_malformed(record: Any) -> None:
+    with pytest.raises((ValueError, TypeError, LookupError, AttributeError)):
+        TrainingRecord.from_dict(record)

@@ -17,7 +17,7 @@ from featurestore.extraction import extract
 from featurestore.features import Features
 from featurestore.heads import fit_head
 from featurestore.promotion import Promotion, evaluate, load_model, predict, promote
-from featurestore.promotion.carried import classes_layer
+from featurestore.promotion.class_names import classes_layer
 from featurestore.promotion.exportable import fixed_images
 from featurestore.store import FeatureStore
 
@@ -41,7 +41,7 @@ def trained(pooled: Features, flowers: Dataset, backbone: Backbone, tmp_path_fac
 def test_keras_keeps_the_classes(trained: Path, flowers: Dataset, photos: Path) -> None:
     assert load_model(trained).classes == CLASSES
     # Nothing says which images it has seen.
-    assert load_model(trained).seen is None
+    assert load_model(trained).training_record is None
     found = evaluate(trained, flowers)
     assert {split: (each["images_were"], each["rows"]) for split, each in found.items()} == {
         "unknown": ("unknown", 45)
@@ -79,69 +79,24 @@ def head_of(last: Callable[[Any], Any]) -> keras.Model:
     return keras.Model(image, last(keras.layers.GlobalAveragePooling2D()(x)), name="mine")
 
 
-def test_classes_of_a_model_that_never_had_them() -> None:
-    three = head_of(keras.layers.Dense(3, "softmax"))
-    with pytest.raises(InputError, match=r"3 values .* pass --classes with 3 names"):
-        load_model(three)
-    assert load_model(three, ["x", "y", "z"]).classes == ("x", "y", "z")
-    for classes, says in (
-        (["x", "y"], "tells 3 classes apart; found 2"),
-        (["x", "y", "x"], "all different"),
-        (["x", "y", 3], "all different"),
-    ):
-        with pytest.raises(InputError, match=says):
-            load_model(three, classes)
-    for array in (np.array(["x", "y", "z"]), [np.str_(each) for each in "xyz"]):
-        assert load_model(three, array).classes == ("x", "y", "z")
-    assert load_model(three, np.arange(3)).classes == (0, 1, 2)
-    for unordered in ({"x", "y", "z"}, {"x": 0, "y": 1, "z": 2}, "xyz", 5):
-        with pytest.raises(InputError, match=r"classes is .*; expected a list of names"):
-            load_model(three, unordered)
-    with pytest.raises(InputError, match="found 2") as caught:
-        load_model(three, ["two\nlines", "\x1b[31mred"])
-    assert str(caught.value).isprintable()
-    with pytest.raises(InputError, match="ends without softmax"):
-        load_model(head_of(keras.layers.Dense(3)), ["x", "y", "z"])
+def test_a_model_that_never_had_classes() -> None:
+    with pytest.raises(InputError, match=r"gives 3 values .* names 0 classes .* promote HEAD"):
+        load_model(head_of(keras.layers.Dense(3, "softmax")))
     assert load_model(head_of(keras.layers.Dense(1))).task == "regression"
 
 
-def test_a_model_of_ones_own_behind_a_resize() -> None:
-    """What the message offers for a model that was not promoted."""
-    x = image = keras.Input((8, 8, 3))
-    x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255.0)(x))
-    mine = keras.Model(image, keras.layers.Dense(3, "softmax")(x), name="mine")
-    with pytest.raises(InputError, match=r"put the resize before .* keras.Sequential") as caught:
-        load_model(mine, CLASSES)
-    offered = str(caught.value).rpartition("your own: ")[2].replace("224", "8")
-    behind = eval(offered, {"keras": keras, "model": mine})
-    assert load_model(behind, CLASSES).classes == CLASSES
-    noise = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
-    assert np.allclose(behind(noise), mine(noise), atol=1e-6)
+@pytest.mark.parametrize("classes", [["a"], ["a", "a", "b"], ["x", "y", 3], [["a"], ["b"], ["c"]]])
+def test_a_layer_that_carries_nothing_sensible(classes: list[Any]) -> None:
+    names = keras.layers.Dropout(0.0, seed=classes, name="classes")
+    with pytest.raises(InputError, match=rf"gives 3 values .* names {len(classes)} classes"):
+        load_model(head_of(lambda x: names(keras.layers.Dense(3, "softmax")(x))))
 
 
-def test_one_sigmoid_tells_two_classes_apart(photos: Path) -> None:
-    model = head_of(keras.layers.Dense(1, "sigmoid"))
-    image = next(photos.rglob("*.png"))
-    with pytest.raises(InputError, match="pass --classes with 2 names"):
-        load_model(model)
-    (found,) = predict(model, image, classes=["no", "yes"])
-    assert found.probabilities["no"] == pytest.approx(1 - found.probabilities["yes"])
-    assert found.label == max(found.probabilities, key=found.probabilities.__getitem__)
-
-
-def test_classes_that_contradict_the_model(promotion: Promotion) -> None:
-    assert load_model(promotion.model, list(CLASSES)).classes == CLASSES
-    with pytest.raises(
-        InputError, match=r"already names .* \(ant, bee, cat\); leave --classes out"
-    ):
-        load_model(promotion.model, ["x", "y", "z"])
-
-
-def test_a_layer_that_carries_nothing_sensible() -> None:
-    for classes, says in ((["a"], "found 1"), (["a", "a", "b"], "all different")):
-        model = head_of(lambda x, named=classes: classes_layer(named)(keras.layers.Dense(3)(x)))
-        with pytest.raises(InputError, match=says):
-            load_model(model)
+def test_names_are_one_printable_line() -> None:
+    names = classes_layer(["two\nlines", "\x1b[31mred"])
+    with pytest.raises(InputError, match="names 2 classes") as caught:
+        load_model(head_of(lambda x: names(keras.layers.Dense(3)(x))))
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.reliability
@@ -158,4 +113,4 @@ def test_a_backbone_without_its_record_has_seen_unknown_images(
         others, backbone, [f"{ref}:avg"], FeatureStore(tmp_path / "store", create=True)
     )
     second = promote(fit_head(features[f"{ref}:avg"], "logistic"), backbone, data=others)
-    assert not second.seen.complete
+    assert not second.training_record.complete

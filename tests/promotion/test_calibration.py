@@ -31,27 +31,29 @@ from featurestore.backbone import Backbone
 from featurestore.errors import HeadError, PromotionError
 from featurestore.features import Features
 from featurestore.heads import Head, fit_head
-from featurestore.heads.decision import decision
+from featurestore.heads.decision import decision_values
 from featurestore.heads.registry import with_params
 from featurestore.promotion import Promotion, evaluate, promotable, promote
 from featurestore.promotion.convert import as_layers, check
-from featurestore.promotion.parity import row_tolerance
-from featurestore.promotion.report import threshold_note
 
 MakeFeatures = Callable[..., Features]
 
 LOGISTIC = LogisticRegression(C=0.1)
 SCALED = make_pipeline(StandardScaler(), SelectKBest(k=4), LOGISTIC)
 PERCEPTRON = make_pipeline(StandardScaler(), MLPClassifier((4,), max_iter=30, random_state=0))
-METHODS = ("sigmoid", "isotonic", "temperature")
-AROUND = [LOGISTIC, SCALED, RidgeClassifier(), LinearSVC(), PERCEPTRON]
+METHODS = ("sigmoid", "temperature")
+CLASSIFIERS = [LOGISTIC, SCALED, RidgeClassifier(), LinearSVC(), PERCEPTRON]
 CALIBRATED = [
-    *(CalibratedClassifierCV(each, method=method, cv=3) for each in AROUND for method in METHODS),
-    *(CalibratedClassifierCV(SCALED, method=each, cv=3, ensemble=False) for each in METHODS),
-    make_pipeline(StandardScaler(), CalibratedClassifierCV(LOGISTIC, cv=3, method="isotonic")),
-    GridSearchCV(CalibratedClassifierCV(LOGISTIC), {"method": ["sigmoid", "isotonic"]}, cv=2),
+    *(
+        CalibratedClassifierCV(classifier, method=method, cv=3)
+        for classifier in CLASSIFIERS
+        for method in METHODS
+    ),
+    *(CalibratedClassifierCV(SCALED, method=method, cv=3, ensemble=False) for method in METHODS),
+    make_pipeline(StandardScaler(), CalibratedClassifierCV(LOGISTIC, cv=3, method="sigmoid")),
+    GridSearchCV(CalibratedClassifierCV(LOGISTIC), {"method": list(METHODS)}, cv=2),
     CalibratedClassifierCV(GridSearchCV(LOGISTIC, {"C": [0.1, 1]}, cv=2), cv=2),
-    CalibratedClassifierCV(CalibratedClassifierCV(LOGISTIC, cv=2), method="isotonic", cv=2),
+    CalibratedClassifierCV(CalibratedClassifierCV(LOGISTIC, cv=2), method="temperature", cv=2),
 ]
 THRESHOLDS = [
     FixedThresholdClassifier(LOGISTIC, threshold=0.2),
@@ -65,7 +67,7 @@ THRESHOLDS = [
     TunedThresholdClassifierCV(RidgeClassifier(), scoring="recall_macro", cv=3),
     TunedThresholdClassifierCV(LOGISTIC, scoring=make_scorer(fbeta_score, beta=3, pos_label="no")),
     TunedThresholdClassifierCV(CalibratedClassifierCV(SCALED, cv=3), cv=2),
-    FixedThresholdClassifier(CalibratedClassifierCV(SCALED, method="isotonic"), threshold=0.15),
+    FixedThresholdClassifier(CalibratedClassifierCV(SCALED, ensemble=False), threshold=0.15),
     make_pipeline(StandardScaler(), FixedThresholdClassifier(LOGISTIC, threshold=0.25)),
     GridSearchCV(FixedThresholdClassifier(LOGISTIC), {"threshold": [0.1, 0.3]}, cv=2),
 ]
@@ -98,28 +100,22 @@ def converted(estimator: Any, width: int) -> Callable[[np.ndarray], list[np.ndar
 
 def check_calibrated(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> None:
     fitted = clone(estimator).fit(rows, labels)
-    found = converted(fitted, rows.shape[1])
+    compute = converted(fitted, rows.shape[1])
     unseen = np.random.default_rng(5).normal(size=rows.shape).astype(np.float32) * 3
-    for each in (rows, unseen):
-        scores, output = found(each)
+    for features in (rows, unseen):
+        scores, output = compute(features)
         assert np.array_equal(scores, output)
-        expected = fitted.predict_proba(each)
-        error = np.abs(output - expected).max(axis=1)
-        allowed: Any = 1e-4
-        if "isotonic" in name_of(estimator):
-            # A row next to a jump may be on the other side of it.
-            allowed = 1e-5 + row_tolerance(fitted.predict_proba, each)
-            assert np.median(allowed) < 1e-4
-        assert (error <= allowed).all(), name_of(estimator)
+        expected = fitted.predict_proba(features)
+        assert np.abs(output - expected).max() <= 1e-4, name_of(estimator)
         ordered = np.sort(expected, axis=1)
-        clear = ordered[:, -1] - ordered[:, -2] > max(1e-3, 2 * error.max())
+        clear = ordered[:, -1] - ordered[:, -2] > 1e-3
         predicted = fitted.classes_[output.argmax(axis=1)]
-        assert (predicted == fitted.predict(each))[clear].all(), name_of(estimator)
+        assert (predicted == fitted.predict(features))[clear].all(), name_of(estimator)
 
 
 def check_threshold(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> None:
     fitted = clone(estimator).fit(rows, labels)
-    expected = np.asarray(decision(fitted, rows), np.float64)
+    expected = np.asarray(decision_values(fitted, rows), np.float64)
     if expected.ndim == 1:
         expected = np.stack([np.zeros(len(rows)), expected], axis=1)
     scores, output = converted(fitted, rows.shape[1])(rows)
@@ -133,7 +129,7 @@ def check_threshold(estimator: Any, rows: np.ndarray, labels: np.ndarray) -> Non
 
 @pytest.mark.parametrize("names", [["no", "yes"], [7, 3, 5]], ids=["two", "three"])
 def test_calibrated_probabilities(rows: np.ndarray, names: list[Any]) -> None:
-    for estimator in CALIBRATED[:3]:
+    for estimator in CALIBRATED[:2]:
         check_calibrated(estimator, rows, labels_of(rows, names))
 
 
@@ -149,7 +145,7 @@ def seeded(estimator: Any) -> Any:
 @pytest.mark.reliability
 @pytest.mark.parametrize("names", [["no", "yes"], [7, 3, 5]], ids=["two", "three"])
 def test_calibration_around_anything(rows: np.ndarray, names: list[Any]) -> None:
-    for estimator in CALIBRATED[3:]:
+    for estimator in CALIBRATED[2:]:
         check_calibrated(seeded(estimator), rows, labels_of(rows, names))
 
 
@@ -164,10 +160,11 @@ REFUSED = [
     (FixedThresholdClassifier(LOGISTIC, threshold=1.0), "between 0 and 1"),
     (CalibratedClassifierCV(RandomForestClassifier(3)), "RandomForestClassifier has no Keras form"),
     (FixedThresholdClassifier(GaussianNB()), "GaussianNB has no Keras form"),
+    (CalibratedClassifierCV(LOGISTIC, method="isotonic", cv=2), "method='sigmoid' or 'temperat"),
 ]
 
 
-@pytest.mark.parametrize(("estimator", "text"), REFUSED, ids=[each[1] for each in REFUSED])
+@pytest.mark.parametrize(("estimator", "text"), REFUSED, ids=[text for _, text in REFUSED])
 def test_what_has_no_keras_form(rows: np.ndarray, estimator: Any, text: str) -> None:
     fitted = clone(estimator).fit(rows, labels_of(rows, ["no", "yes"]))
     with pytest.raises(PromotionError, match=text) as caught:
@@ -195,7 +192,7 @@ def promoted(head: Head, backbone: Backbone, features: Features) -> Promotion:
     """Promote a stored head, and compare the file that only Keras loads with the loaded head."""
     assert promotable(head)
     found = promote(Head.load(head.id, head.store), backbone, data=features.dataset)
-    assert found.parity.holds
+    assert found.parity.agreement >= 0.95
     assert found.parity.rows == 60
     return found
 
@@ -211,11 +208,8 @@ def same_labels(promotion: Promotion, head: Head, features: Features, file: Path
     assert np.mean(labels == head.predict(stored)) >= 0.95
 
 
-RELIABILITY = pytest.mark.reliability
-
-
 @pytest.mark.parametrize(
-    "method", ["isotonic", *(pytest.param(each, marks=RELIABILITY) for each in METHODS[::2])]
+    "method", ["sigmoid", pytest.param("temperature", marks=pytest.mark.reliability)]
 )
 def test_promote_a_calibrated_head(
     two: Features, backbone: Backbone, method: str, tmp_path: Path
@@ -226,7 +220,7 @@ def test_promote_a_calibrated_head(
     before = promotion.before["val"]
     assert before["accuracy"] == head.metrics["val"]["accuracy"]
     assert before["log_loss"] == pytest.approx(head.metrics["val"]["log_loss"], abs=0.05)
-    assert promotion.report["threshold"] == {}
+    assert len(promotion.notes) == 1
 
 
 @pytest.mark.reliability
@@ -241,11 +235,8 @@ def test_promote_a_head_with_a_tuned_threshold(
         evaluate(tmp_path / "model.keras", two.dataset)["val"]["accuracy"]
         == (head.metrics["val"]["accuracy"])
     )
-    assert promotion.report["threshold"] == {
-        "class": "yes",
-        "value": head.fitted.best_threshold_,
-        "of": "predict_proba",
-    }
+    note = f"the head predicts yes from a probability of {head.fitted.best_threshold_:.3g}; "
+    assert promotion.notes[1].startswith(note)
 
 
 @pytest.mark.reliability
@@ -261,16 +252,10 @@ def test_the_odds_are_shifted_by_the_threshold(two: Features, backbone: Backbone
     assert np.abs(shifted - expected).max() < 0.01
 
 
-def test_isotonic_calibration_is_not_fine_tuned(two: Features, backbone: Backbone) -> None:
-    head = fit_head(two, CalibratedClassifierCV(SCALED, method="isotonic", cv=3))
-    with pytest.raises(PromotionError, match="method='sigmoid'"):
-        promote(head, backbone, data=two.dataset, epochs=1)
-
-
 @pytest.mark.reliability
 def test_fine_tuning_leaves_calibration_and_threshold(two: Features, backbone: Backbone) -> None:
-    around = FixedThresholdClassifier(CalibratedClassifierCV(SCALED, cv=2), threshold=0.3)
-    head = fit_head(two, around)
+    classifier = FixedThresholdClassifier(CalibratedClassifierCV(SCALED, cv=2), threshold=0.3)
+    head = fit_head(two, classifier)
     options = {"epochs": 2, "learning_rate": 1e-3, "keep_tuned": True}
     first, tuned = (promote(head, backbone, data=two.dataset, **each) for each in ({}, options))
     kept, changed = [], []
@@ -279,9 +264,9 @@ def test_fine_tuning_leaves_calibration_and_threshold(two: Features, backbone: B
         (kept if same else changed).append(one.name)
     assert any("logisticregression" in each for each in changed)
     # The calibration of each of two folds, and the threshold.
-    fixed = [each for each in kept if each.endswith(("_sigmoid", "_scaled"))]
+    fixed = [each for each in kept if each.endswith(("_sigmoid", "_threshold"))]
     assert len(fixed) == 3
-    assert not any(each.endswith(("_sigmoid", "_scaled")) for each in changed)
+    assert not any(each.endswith(("_sigmoid", "_threshold")) for each in changed)
 
 
 def test_a_frozen_classifier_has_no_identity(two: Features) -> None:
@@ -291,10 +276,3 @@ def test_a_frozen_classifier_has_no_identity(two: Features) -> None:
         fit_head(two, frozen)
     head = fit_head(two, frozen, save=False)
     assert promotable(head)
-
-
-@pytest.mark.parametrize(
-    "found", [{}, {"threshold": {}}, {"threshold": [1]}, {"threshold": {"of": 3}}]
-)
-def test_a_file_without_a_threshold_has_no_note(found: dict[str, Any]) -> None:
-    assert threshold_note(found) == ""
