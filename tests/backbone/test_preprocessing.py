@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from featurestore.backbone import Backbone, Preprocessing
-from featurestore.backbone.preprocessing import Interpolation, Resize
+from featurestore.backbone.preprocessing import Interpolation, NamedScaling, Resize
 from featurestore.errors import InputError
 
 QUICK = {("stretch", "bilinear"), ("crop", "lanczos3"), ("pad", "nearest")}
