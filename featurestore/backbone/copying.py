@@ -151,8 +151,13 @@ def _copy(
                 ) from error
             # Of the copy, Keras saves what it can be built from.
             copy.get_config = lambda: {**config, "name": copy.name, "trainable": copy.trainable}
-    copy.name = name.replace("/", ".")  # Keras loads no layer with a slash in its name.
+    copy.name = keras_name(name)
     return copy
+
+
+def keras_name(name: str) -> str:
+    """Return the name that a layer has in a cut: Keras loads none with a slash in its name."""
+    return name.replace("/", ".")
 
 
 def _constructor_arguments(operation: Any) -> dict[str, Any]:

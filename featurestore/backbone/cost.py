@@ -2,7 +2,8 @@
 
 A multiplication with its addition counts as two operations, for one image, in layers whose work is
 a matrix product or a convolution. All others (bias, activation, normalization, pooling, addition,
-recurrent layers) count as none.
+recurrent layers) count as none. In a layer that is not Keras' own, the layers that its call is made
+of count; if Keras cannot call it without values, as if it were a ``Dense`` with all its kernels.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.backbone.graph import Graph, Node
+from featurestore.backbone.custom import is_keras
+from featurestore.backbone.graph import Graph, calls
+from featurestore.backbone.opening import inside
 from featurestore.table import Grid, Table, size
 
+Shape = tuple[Any, ...]  # (batch, …); None for sizes that are not known
+Shapes = Sequence[Shape]
 # Layers whose kernels are applied once at each position of the output, or of the input.
 _KERNELS = {
     *("Conv1D", "Conv2D", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D"),
@@ -67,10 +72,12 @@ def table(graph: Graph) -> Table[LayerInfo]:
 
 def flops(graph: Graph) -> list[int]:
     """Return the floating-point operations of each node by itself, for one image."""
-    return [
-        2 * _multiplications(node, [graph.nodes[i].outputs[k].shape[1:] for i, k in node.inputs])
-        for node in graph.nodes
-    ]
+    counts = [0]
+    for node in graph.nodes[1:]:
+        shapes = [tuple(graph.nodes[i].outputs[k].shape) for i, k in node.inputs]
+        output = tuple(node.outputs[0].shape)
+        counts.append(2 * _multiplications(node.operation, node.arguments, shapes, output))
+    return counts
 
 
 def layers_layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
@@ -107,22 +114,55 @@ def _totals(graph: Graph, per_node: Sequence[int]) -> list[int]:
     return [int(values[row].sum()) for row in needs]
 
 
-def _multiplications(node: Node, inputs: Sequence[Sequence[int]]) -> int:
-    layer, output = node.operation, node.outputs[0].shape[1:]
-    if None in output or any(None in shape for shape in inputs):
+def _multiplications(operation: Any, arguments: Any, shapes: Shapes, output: Shape) -> int:
+    """Return the multiplications of one call of an operation, for one sample.
+
+    Parameters
+    ----------
+    operation : keras.Operation
+    arguments : (tuple, dict)
+        Of the call.
+    shapes, output : of the symbolic tensors in the arguments, and of the first output; (batch, …)
+    """
+    kind, inputs, positions = type(operation).__name__, [shape[1:] for shape in shapes], output[1:]
+    if None in positions or any(None in shape for shape in inputs):
         return 0
-    if node.kind == "Matmul":
-        return math.prod(output) * inputs[0][-1]
-    if node.kind == "MultiHeadAttention":
+    if kind == "Matmul":
+        return math.prod(positions) * inputs[0][-1]
+    if kind in ("Einsum", "EinsumDense"):
+        dense = kind == "EinsumDense"
+        terms = (operation.equation if dense else operation.subscripts).split("->")[0].split(",")
+        sizes = [*shapes, operation.kernel.shape] if dense else shapes
+        lengths = {
+            axis: length
+            for term, shape in zip(terms, sizes, strict=True)
+            for axis, length in zip(term.strip(), shape, strict=True)
+        }
+        return math.prod(length for length in lengths.values() if length is not None)
+    if kind == "DotProductAttention":  # (step, head, channel) of query and key
+        (steps, heads, width), (times, *_) = inputs[:2]
+        return 2 * steps * times * heads * width
+    if kind == "MultiHeadAttention":
         query, value, key = (*inputs, inputs[-1])[:3]
         steps, times = math.prod(query[:-1]), math.prod(value[:-1])
-        width, value_width = layer.num_heads * layer.key_dim, layer.num_heads * layer.value_dim
-        projections = steps * (query[-1] * width + value_width * output[-1])
+        width = operation.num_heads * operation.key_dim
+        value_width = operation.num_heads * operation.value_dim
+        projections = steps * (query[-1] * width + value_width * positions[-1])
         projections += times * (key[-1] * width + value[-1] * value_width)
         return projections + steps * times * (width + value_width)
-    if node.kind not in _KERNELS:
+    if not is_keras(type(operation)) and (function := inside(operation, arguments, shapes)):
+        return sum(
+            _multiplications(
+                call.operation,
+                (call.arguments.args, call.arguments.kwargs),
+                [tuple(tensor.shape) for tensor in call.arguments.keras_tensors],
+                tuple(call.outputs[0].shape),
+            )
+            for call in calls(function)
+        )
+    if kind not in _KERNELS and is_keras(type(operation)):
         return 0
-    kernels = [math.prod(weight.shape) for weight in layer.weights if "kernel" in weight.name]
-    positions = inputs[0] if node.kind.endswith("Transpose") else output
+    weights = getattr(operation, "weights", [])
+    kernels = [math.prod(weight.shape) for weight in weights if "kernel" in weight.name]
     # A kernel has the channels of one group only, so its size is the work at one position.
-    return sum(kernels) * math.prod(positions[:-1])
+    return sum(kernels) * math.prod((inputs[0] if kind.endswith("Transpose") else positions)[:-1])

@@ -276,7 +276,7 @@ class _Flattener:
     def dissolve(self, model: Any, inputs: list[Edge], path: tuple[str, ...]) -> list[Edge]:
         """Append a model's nodes, given the edges of its inputs; return those of its outputs."""
         edges = {id(tensor): edge for tensor, edge in zip(model.inputs, inputs, strict=True)}
-        for call in _calls(model):
+        for call in calls(model):
             taken = [edges[id(tensor)] for tensor in call.arguments.keras_tensors]
             inner = as_functional(call.operation)
             name = call.operation.name
@@ -349,7 +349,7 @@ def _as_now(argument: Any) -> Any:
     return argument.copy() if isinstance(argument, np.ndarray) else argument
 
 
-def _calls(model: Any) -> list[Any]:
+def calls(model: Any) -> list[Any]:
     """Return the Keras nodes of one model, nested models whole, each after all that it takes."""
     place = {id(operation): number for number, operation in enumerate(model.operations)}
     by_depth = model._nodes_by_depth

@@ -7,6 +7,7 @@ of its sub-layers, so that the network can be cut between its blocks.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,17 +48,45 @@ def opened(call: Any) -> Any | None:
         From the tensors that the call takes to its outputs, flattened. None if the layer does not
         compute on symbolic tensors, or computes something else on them than on real ones.
     """
+    tensors = call.arguments.keras_tensors
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    function = inside(call.operation, (call.arguments.args, call.arguments.kwargs), shapes)
+    if function is None:
+        return None
+    outputs = [[tuple(tensor.shape) for tensor in of.outputs] for of in (function, call)]
+    try:
+        return function if outputs[0] == outputs[1] and _computes_alike(function, call) else None
+    except Exception:  # whatever a layer raises that took the size of a batch for a constant
+        return None
+
+
+def inside(operation: Any, arguments: Any, shapes: Sequence[tuple[int | None, ...]]) -> Any | None:
+    """Return the function of sub-layers that a call of a layer is made of.
+
+    Parameters
+    ----------
+    operation : keras.Operation
+    arguments : (tuple, dict)
+        Of the call.
+    shapes : sequence of tuple
+        Of the symbolic tensors in the arguments, in their order: (batch, …).
+
+    Returns
+    -------
+    keras.Function or None
+        None if the layer does not compute on symbolic tensors.
+    """
     import keras
 
+    leaves = keras.tree.flatten(arguments)
+    symbolic = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
     inputs = [
-        keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype)
-        for tensor in call.arguments.keras_tensors
+        keras.Input(batch_shape=shape, dtype=tensor.dtype)
+        for tensor, shape in zip(symbolic, shapes, strict=True)
     ]
     try:
-        outputs = keras.tree.flatten(_called(call.operation.call, call, inputs))
-        function = keras.Function(inputs, outputs)
-        shapes = [[tuple(tensor.shape) for tensor in of.outputs] for of in (function, call)]
-        return function if shapes[0] == shapes[1] and _computes_alike(function, call) else None
+        outputs = keras.tree.flatten(_called(operation.call, arguments, inputs))
+        return keras.Function(inputs, outputs)
     except Exception:  # whatever a layer raises on tensors without values
         return None
 
@@ -70,16 +99,15 @@ def _is_block(layer: Any) -> bool:
     return sum(bool(part.weights) for part in _parts(layer)) > 1
 
 
-def _called(function: Any, call: Any, tensors: Any, **options: Any) -> Any:
-    """Call a function with the arguments of a recorded call, and other tensors in their places."""
+def _called(function: Any, arguments: Any, tensors: Any) -> Any:
+    """Call a function with recorded arguments, and other tensors in place of the symbolic ones."""
     import keras
 
     left = iter(tensors)
     args, kwargs = keras.tree.map_structure(
-        lambda leaf: next(left) if isinstance(leaf, keras.KerasTensor) else leaf,
-        (call.arguments.args, call.arguments.kwargs),
+        lambda leaf: next(left) if isinstance(leaf, keras.KerasTensor) else leaf, arguments
     )
-    return function(*args, **{**kwargs, **options})
+    return function(*args, **kwargs)
 
 
 def _computes_alike(function: Any, call: Any) -> bool:
@@ -94,7 +122,8 @@ def _computes_alike(function: Any, call: Any) -> bool:
             )
             for tensor in call.arguments.keras_tensors
         ]
-        closed = keras.tree.flatten(_called(call.operation, call, tensors))
+        arguments = call.arguments.args, call.arguments.kwargs
+        closed = keras.tree.flatten(_called(call.operation, arguments, tensors))
         pairs = zip(function(tensors), closed, strict=True)
         arrays = [map(keras.ops.convert_to_numpy, pair) for pair in pairs]
         if not all(np.array_equal(ours, own, equal_nan=True) for ours, own in arrays):

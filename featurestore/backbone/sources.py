@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from featurestore.backbone import forward, numerics
-from featurestore.backbone.copying import clone, seeded, set_weights
+from featurestore.backbone.copying import clone, keras_name, seeded, set_weights
 from featurestore.backbone.custom import is_custom
 from featurestore.backbone.families import Application
 from featurestore.backbone.graph import Graph, flatten
@@ -208,8 +208,7 @@ def copied(model: Any, graph: Graph, preprocessing: Preprocessing) -> Graph:
         names = [node.name for node in graph.nodes]
     else:
         copy = flatten(_copy(graph))
-        # The names of layers of Keras have no slash.
-        with_slash = {node.name.replace("/", "."): node.name for node in graph.nodes}
+        with_slash = {keras_name(node.name): node.name for node in graph.nodes}
         names = [with_slash[node.name] for node in copy.nodes]
     pairs = zip(copy.nodes, names, strict=True)
     copy = Graph([replace(node, name=name) for node, name in pairs], copy.outputs)
@@ -243,11 +242,18 @@ def _require_alike(graph: Graph, copy: Graph, preprocessing: Preprocessing) -> N
 
         return forward.plain(compute)(noise)
 
-    results = zip(custom, computed(copy), computed(graph), computed(graph), strict=True)
-    for name, by_copy, wanted, again in results:
-        # A layer that differs each time is refused for that when it computes.
-        steady = numerics.distance(again, wanted) <= numerics.TOLERANCE
-        if steady and numerics.distance(by_copy, wanted) > numerics.TOLERANCE:
+    wanted = dict(zip(custom, computed(graph), strict=True))
+    by_copy = dict(zip(custom, computed(copy), strict=True))
+
+    def differ(values: Mapping[str, np.ndarray]) -> list[str]:
+        tolerated, distance = numerics.TOLERANCE, numerics.distance
+        return [name for name in custom if distance(values[name], wanted[name]) > tolerated]
+
+    changed = differ(by_copy)
+    # A layer that differs each time is refused for that when it computes.
+    random = changed and differ(dict(zip(custom, computed(graph), strict=True)))
+    for name in changed:
+        if name not in random:
             raise BackboneError(
                 f"layer {name!r} ({graph.nodes[graph.by_name[name]].kind}) computes something else"
                 " when it is built from its configuration",

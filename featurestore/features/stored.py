@@ -199,10 +199,9 @@ class _Query:
 
 
 def _is_model(key: KeyPath, models: list[str]) -> bool:
-    """Return True if a key is of one of the models, names or files; without any, always."""
-    return not models or any(
-        key.model.casefold() in (model.casefold(), Path(model).stem.casefold()) for model in models
-    )
+    """Whether a key is of one of the models: names, presets or files; without any, always."""
+    names = {name for model in models for name in (model, Path(model.removeprefix("hub:")).stem)}
+    return not models or key.model.casefold() in map(str.casefold, names)
 
 
 def _command(dataset: Dataset, model: str, layer: str | None) -> str:

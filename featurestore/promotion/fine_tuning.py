@@ -83,9 +83,11 @@ class FineTuning(Settings):
                     f" the cut, expected a number from 1 to {len(names)}"
                 )
             return names[-count:]
-        if what in names:
-            return names[names.index(what) :]
-        starts = [i for i, name in enumerate(names) if what and name.startswith(what)]
+        # The layers of a promoted model have a dot where the backbone's have a slash.
+        dotted, start = [name.replace("/", ".") for name in names], what.replace("/", ".")
+        if start in dotted:
+            return names[dotted.index(start) :]
+        starts = [i for i, name in enumerate(dotted) if start and name.startswith(start)]
         if not starts:
             raise UnknownLayerError(
                 f"no layer to unfreeze from: no name up to the cut begins with {what!r};"

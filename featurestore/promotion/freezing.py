@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from featurestore.backbone import LayerRef
+from featurestore.backbone.copying import keras_name
 from featurestore.backbone.graph import RESERVED, flatten
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.fuse import Fused
@@ -44,13 +45,13 @@ def boundary(fused: Fused, backbone: Backbone, ref: str) -> tuple[str | None, An
     """
     names, own = set(backbone.layer_names), LayerRef.parse(ref)
     refs = {
-        info.name: info.name
+        keras_name(info.name): info.name
         for info in backbone.layers()
         # Storing scaled images saves no work. The name of a layer that is called twice does not
         # say which of its calls is meant.
         if info.flops > 0 and f"{info.name}@2" not in names
     }
-    refs["reduction" if own.reduction else own.layer] = ref
+    refs["reduction" if own.reduction else keras_name(own.layer)] = ref
     graph = flatten(fused.model)
     last: tuple[str | None, Any] = (None, None)
     for node, through in zip(graph.nodes[1:], graph.bottlenecks()[1:], strict=True):
