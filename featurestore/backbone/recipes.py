@@ -15,7 +15,7 @@ from featurestore.backbone.families import APPLICATIONS, Application, applicatio
 from featurestore.backbone.graph import Graph, flatten, is_automatic
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.backbone.recognition import find_preprocessing
-from featurestore.errors import BackboneError, nearest, one_line, path_text
+from featurestore.errors import BackboneError, nearest, one_line, path_text, received
 from featurestore.quiet import load_tensorflow
 
 PIXELS = 32  # side of the images of the baseline without a network
@@ -53,6 +53,10 @@ def load(
     """
     options = dict(options)
     special = options.pop("special_tokens", None)
+    if special is not None and not (isinstance(special, int) and special >= 0):
+        raise BackboneError(
+            f"special_tokens is {received(special)}", "a number of tokens, 0 or more"
+        )
     recipe = _load(model, weights, name, options)
     return recipe if special is None else replace(recipe, special_tokens=special)
 

@@ -6,6 +6,7 @@ import contextlib
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -49,7 +49,8 @@ def layers_command(model: str, backbone: dict[str, Any]) -> None:
 @click.option(
     "--model",
     metavar="M",
-    help="A keras.applications network, or a model file.  [default: MobileNetV2]",
+    help="A keras.applications network, hub:PRESET of KerasHub, or a model file.  "
+    "[default: MobileNetV2]",
 )
 @click.option(
     "--layer",

@@ -150,7 +150,10 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
 @command("extract")
 @click.argument("data")
 @click.option(
-    "--model", required=True, metavar="M", help="A keras.applications network, or a model file."
+    "--model",
+    required=True,
+    metavar="M",
+    help="A keras.applications network, hub:PRESET of KerasHub, or a model file.",
 )
 @click.option(
     "--layer",
@@ -158,7 +161,8 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
     required=True,
     multiple=True,
     metavar="L",
-    help="Layer; LAYER:avg and LAYER:max store its mean or maximum; repeatable.",
+    help="Layer, or LAYER:avg|max|gem|cls|patchavg|cls+patchavg, which reduce it to one vector; "
+    "repeatable.",
 )
 @click.option(
     "--replace",

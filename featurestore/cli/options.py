@@ -14,7 +14,7 @@ from featurestore.backbone.engines import Computing
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.cli.output import flags
 from featurestore.dataset import ScanOptions
-from featurestore.pipeline.spec import DataSpec, ExtractSpec, FeaturesSpec
+from featurestore.pipeline.spec import BackboneSpec, DataSpec, ExtractSpec, FeaturesSpec
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -182,10 +182,12 @@ def backbone_options(function: Function) -> Function:
     """Add the options of a backbone; the command receives them as ``backbone``."""
     shared = Preprocessing.model_fields | Computing.model_fields
     defaults = {name: shared[name].default for name in ("resize", "interpolation", "precision")}
+    defaults |= {name: f"the preset's, or {defaults[name]}" for name in ("resize", "interpolation")}
     function = fields(ExtractSpec, "engine", group="backbone", defaults={"engine": "auto"})(
         function
     )
-    return fields(FeaturesSpec, *_BACKBONE, group="backbone", defaults=defaults)(function)
+    names = *_BACKBONE, "special_tokens"
+    return fields(BackboneSpec, *names, group="backbone", defaults=defaults)(function)
 
 
 # They select one of several stored variants of a layer; the command receives ``variant``.

@@ -19,6 +19,7 @@ from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.settings import Settings
 
 Count = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
 
 
 def _not_empty(value: Any) -> Any:
@@ -69,7 +70,9 @@ class BackboneSpec(FeaturesSpec):
     """Frozen models and their layers: one model for each combination of the values."""
 
     model: Several[str]
-    """A keras.applications network, or a model file."""
+    """A keras.applications network, hub:PRESET of KerasHub, or a model file."""
+    special_tokens: Several[NonNegative] | None = None
+    """Class and register tokens at the start of a transformer's sequence; a preset states them."""
     layers: Layers | None = None
     """Layers of this backbone; by default those of the pipeline."""
 
