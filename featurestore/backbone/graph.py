@@ -247,7 +247,12 @@ def dissolve(model: Any) -> Graph:
             "a model of layers called on keras.Input",
         )
     if len(functional.inputs) != 1:
-        raise BackboneError(f"model {model.name!r} takes {len(functional.inputs)} inputs", "one")
+        names = ", ".join(repr(tensor.name) for tensor in functional.inputs)
+        raise BackboneError(
+            f"model {model.name!r} takes {len(functional.inputs)} inputs: {names}",
+            "one image",
+            "pass the part of the model that takes the image",
+        )
     flattener = _Flattener(functional.inputs[0])
     outputs = flattener.dissolve(functional, [(0, 0)], ())
     return flattener.graph([flattener.single(edge) for edge in outputs])

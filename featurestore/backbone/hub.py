@@ -29,10 +29,19 @@ _SPECIAL_TOKENS = {
 
 def special_tokens(model: Any) -> int | None:
     """Return how many special tokens a network of KerasHub puts first; None if it does not say."""
-    if type(model).__module__.partition(".")[0] != "keras_hub":
-        return None
-    count = _SPECIAL_TOKENS.get(type(model).__name__)
+    count = _SPECIAL_TOKENS.get(type(model).__name__) if _is_hub(model) else None
     return count and count(model)
+
+
+def image_network(model: Any) -> Any:
+    """Return the network of images in a model of KerasHub of several inputs; others as they are."""
+    towers = [getattr(model, name, None) for name in _TOWERS if _is_hub(model)]
+    several = len(getattr(model, "inputs", [])) > 1
+    return next((tower for tower in towers if several and tower is not None), model)
+
+
+def _is_hub(model: Any) -> bool:
+    return type(model).__module__.partition(".")[0] == "keras_hub"
 
 
 def load(preset: str, input_size: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -70,8 +79,7 @@ def load(preset: str, input_size: Any = None) -> tuple[Any, dict[str, Any]]:
         # Keras draws its download bar on stdout, which is for the command's answer.
         with contextlib.redirect_stdout(sys.stderr):
             model = hub.models.Backbone.from_preset(preset, **sized)
-            towers = [tower for name in _TOWERS if (tower := getattr(model, name, None))]
-            model = (towers or [model])[0]
+            model = image_network(model)
             for operation in model.operations:  # Some have the model's name in front.
                 operation.name = operation.name.removeprefix(f"{model.name}_")
             return model, _preprocessing(hub, preset)

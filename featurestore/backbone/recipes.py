@@ -160,6 +160,7 @@ def _of_preset(preset: str, name: str | None, options: dict[str, Any]) -> Recipe
 
 
 def _of_model(model: Any, name: str | None, options: Mapping[str, Any]) -> Recipe:
+    model = hub.image_network(model)
     if name is None:
         automatic = is_automatic(model.name, type(model).__name__)
         name = automatic[1] if automatic else str(model.name)

@@ -200,10 +200,8 @@ def copied(model: Any, graph: Graph, preprocessing: Preprocessing) -> Graph:
         If a layer cannot be described, or its copy computes something else.
     """
     graph_digests(graph)  # refuses by name what cannot be copied
-    if type(model).__module__.partition(".")[0] == "keras_hub":
-        # Not all of its layers describe themselves; its models do.
-        again = type(model).from_config(model.get_config())
-        again.set_weights(model.get_weights())
+    again = _again(model) if type(model).__module__.partition(".")[0] == "keras_hub" else None
+    if again is not None:
         copy = flatten(again)
         # They may put the model's name in front of those of their layers.
         names = [node.name for node in graph.nodes]
@@ -215,6 +213,19 @@ def copied(model: Any, graph: Graph, preprocessing: Preprocessing) -> Graph:
     copy = Graph([replace(node, name=name) for node, name in pairs], copy.outputs)
     _require_alike(graph, copy, preprocessing)
     return copy
+
+
+def _again(model: Any) -> Any | None:
+    """Build a model of KerasHub from its configuration; None if that gives another network.
+
+    Not all layers of KerasHub describe themselves, and not all of its models do.
+    """
+    try:
+        again = type(model).from_config(model.get_config())
+        again.set_weights(model.get_weights())
+    except Exception:  # whatever its constructor raises, or Keras for weights of other shapes
+        return None
+    return again
 
 
 def _copy(graph: Graph) -> Any:
