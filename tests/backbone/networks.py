@@ -124,9 +124,6 @@ BUILDERS: dict[str, Callable[[], Any]] = {
     "CSPNetBackbone": csp_net,
     "DINOV2Backbone": dinov2,
     "DINOV3Backbone": lambda: hub.DINOV3Backbone(16, 2, 8, 2, 16, image_shape=SHAPE),
-    "DeepLabV3Backbone": lambda: hub.DeepLabV3Backbone(
-        resnet(), "P3", 2, [2], low_level_feature_key="P2", image_shape=SHAPE
-    ),
     "DeiTBackbone": lambda: hub.DeiTBackbone(SHAPE, (16, 16), 2, 2, 8, 16),
     "DenseNetBackbone": lambda: hub.DenseNetBackbone([1, 1], SHAPE, growth_rate=4),
     "EfficientNetBackbone": efficient_net,
