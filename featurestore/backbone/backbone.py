@@ -16,6 +16,7 @@ from featurestore.backbone import cost, engines, identity, numerics, recipes, so
 from featurestore.backbone.computing import Computation, compile_model
 from featurestore.backbone.copying import clone, inference_by_default, seeded
 from featurestore.backbone.cost import LayerInfo
+from featurestore.backbone.custom import is_keras
 from featurestore.backbone.cuts import Cuts
 from featurestore.backbone.engines import Computing
 from featurestore.backbone.forward import CompiledModel, Forward, plain, require_tensorflow
@@ -277,6 +278,13 @@ class Backbone:
                 stacklevel=2,
             )
         return numerics.check_first_batch(part, self._compiled(part))
+
+    def attends(self, refs: Sequence[LayerRef | str]) -> bool:
+        """Whether the network computes attention, or code that is not Keras' own, up to refs."""
+        return any(
+            "Attention" in node.kind or not is_keras(type(node.operation))
+            for node in self.computation(refs).nodes
+        )
 
     def forward_with(
         self, engine: str, refs: Sequence[LayerRef | str], precision: str | None = None

@@ -23,7 +23,7 @@ from featurestore.store.blocks import encode
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
-    from featurestore.backbone.forward import Forward
+    from featurestore.backbone.forward import CompiledModel, Forward
     from featurestore.dataset import Dataset
 
 Result = TypeVar("Result")
@@ -36,6 +36,8 @@ SECONDS, MOST_CALLS = 0.5, 16
 BATCH_SIZE, LARGEST_BATCH = 32, 1024
 # For fewer images, measuring batch sizes would take a noticeable part of the whole run.
 MEASURED_FROM = 4096
+# For fewer rows than this, the measurement of a second engine takes longer than it can save.
+ENGINE_MEASURED_FROM = 512
 # Try a larger batch if a call takes less than this, and use it if it is faster by this factor.
 CALL_SECONDS, FASTER = 0.25, 1.1
 # Largest share of the free memory that a batch may take. A layer needs buffers for its input, its
@@ -68,6 +70,23 @@ def forward_pass(
     activations, first = timed(lambda: compiled(images))
     _, stage = timed(lambda: compiled(images), seconds)
     return activations, max(0.0, first.wall - stage.wall), stage * (1 / len(images))
+
+
+def fastest(backbone: Backbone, refs: Sequence[LayerRef], rows: int) -> CompiledModel:
+    """Compile the layers that are computed with the engine that is fastest for them.
+
+    On CPUs, OpenVINO computes convolutions faster than TensorFlow; which of them computes attention
+    faster differs by network and machine. So for many rows both compute a batch of noise, if the
+    user left the engine open.
+    """
+    compiled = backbone.forward(refs)
+    open_choice = backbone.computing.engine == "auto" and compiled.engine == "openvino"
+    if not (open_choice and rows >= ENGINE_MEASURED_FROM and backbone.attends(refs)):
+        return compiled
+    other = backbone.using(engine="tensorflow").forward(refs)
+    shape = (BATCH_SIZE, *backbone.input_size, 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return min([compiled, other], key=lambda model: forward_pass(model, noise)[2].wall)
 
 
 def one_batch(

@@ -14,7 +14,7 @@ from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 from featurestore.errors import InputError, received
 from featurestore.extraction.derivation import Deriving
 from featurestore.extraction.explaining import explained
-from featurestore.extraction.measure import BATCH_SIZE, one_batch
+from featurestore.extraction.measure import BATCH_SIZE, fastest, one_batch
 from featurestore.extraction.measure import batch_size as choose_batch_size
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.stored_type import recorded_reason
@@ -77,7 +77,7 @@ def _measured(
     planned: ExtractionPlan, request: Request, dataset: Dataset, store: FeatureStore
 ) -> ExtractionPlan:
     refs, backbone = planned.refs_computed, request.backbone
-    compiled = backbone.forward(refs) if refs else None
+    compiled = fastest(backbone, refs, planned.rows_to_compute) if refs else None
     batch_size = choose_batch_size(planned, dataset, backbone, request.batch_size, compiled)
     planned = replace(planned, batch_size=batch_size)
     measured = one_batch(planned, dataset, backbone, compiled)

@@ -23,6 +23,7 @@ from featurestore.extraction.events import (
 )
 from featurestore.extraction.executor import Executor
 from featurestore.extraction.measure import batch_size as choose_batch_size
+from featurestore.extraction.measure import fastest
 from featurestore.extraction.planned import ExtractionPlan, LayerPlan
 from featurestore.extraction.planning import Request
 from featurestore.extraction.report import Extraction, LayerReport
@@ -243,7 +244,7 @@ def _write(
             shared = SharedRun(cluster, request, dataset, store, on_event)
             engine, batch_size = shared.choose()
         elif plan.rows_to_compute:
-            compiled = backbone.forward(plan.refs_computed)
+            compiled = fastest(backbone, plan.refs_computed, plan.rows_to_compute)
             engine = compiled.engine
             batch_size = choose_batch_size(plan, dataset, backbone, request.batch_size, compiled)
         plan = changed(plan, batch_size=batch_size)

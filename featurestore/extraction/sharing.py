@@ -31,7 +31,7 @@ from featurestore.errors import (
 from featurestore.extraction.cluster import Cluster
 from featurestore.extraction.events import WorkersPreparing
 from featurestore.extraction.executor import Executor, Progress
-from featurestore.extraction.measure import batch_size
+from featurestore.extraction.measure import batch_size, fastest
 from featurestore.extraction.planned import ExtractionPlan
 from featurestore.extraction.planning import Request
 from featurestore.extraction.writer import RunStats
@@ -281,7 +281,8 @@ class _Opened:
     def compiled(self) -> CompiledModel | None:
         """Return the model up to the layers that are computed; None if no row is computed."""
         refs = tuple(map(str, self.plan.refs_computed))
-        return _compiled(self.job.backbone, refs) if refs else None
+        rows = self.plan.rows_to_compute
+        return _compiled(self.job.backbone, refs, rows) if refs else None
 
 
 # Two, because two commands can use a cluster at the same time.
@@ -314,10 +315,10 @@ def _backbone(packed: bytes) -> Backbone:
 
 
 @lru_cache(maxsize=4)
-def _compiled(packed: bytes, refs: tuple[str, ...]) -> CompiledModel:
+def _compiled(packed: bytes, refs: tuple[str, ...], rows: int) -> CompiledModel:
     from featurestore.backbone import LayerRef
 
-    return _backbone(packed).forward(list(map(LayerRef.parse, refs)))
+    return fastest(_backbone(packed), list(map(LayerRef.parse, refs)), rows)
 
 
 def _use_cores(threads: int) -> None:
