@@ -64,9 +64,14 @@ class Node:
 
 
 def at_inference(node: Node) -> Callable:
-    """Return the call of a node's operation outside of training."""
+    """Return the call of a node's operation outside of training.
+
+    A layer without the argument may hold one whose default is training, such as ``Resizing``.
+    """
+    import keras
+
     operation = node.operation
-    if not getattr(operation, "_call_has_training_arg", False):
+    if not isinstance(operation, keras.Layer):
         return operation
     return lambda *args, **kwargs: operation(*args, **{**kwargs, "training": False})
 
