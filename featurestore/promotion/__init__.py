@@ -9,8 +9,8 @@
     freezing         which layers train             origin       backbone and data of a head
     saved            model files                    class_names  what every copy of a model keeps
     training_record  samples that trained a model   evaluation   metrics, by what was seen
-    inference        predictions from images        listing      images to predict
-    exportable       images of one size             choice       the best head to promote
+    inference        predictions from images        exportable   images of one size
+    choice           the best head to promote
 
 The names below are loaded on first use: reading the options imports no Keras.
 """

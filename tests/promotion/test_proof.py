@@ -14,7 +14,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.feature_selection import SelectKBest
-from sklearn.linear_model import Ridge, SGDClassifier
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -51,7 +51,7 @@ def proven(
 
 def test_from_image_files_to_the_saved_file(maps: Features, backbone: Backbone) -> None:
     """Images of three sizes and three modes, decoded, resized and scaled by the model itself."""
-    steps = (StandardScaler(), SelectKBest(k=30), PCA(8, whiten=True), SGDClassifier("log_loss"))
+    steps = (StandardScaler(), SelectKBest(k=30), PCA(8, whiten=True), LogisticRegression())
     head = fit_head(maps, make_pipeline(*steps), save=False)
     parity, told = proven(head, backbone, maps)
     assert parity.rows == 45
