@@ -16,7 +16,7 @@ from featurestore.pipeline.spec_file import SpecFile
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
     from featurestore.dataset import Dataset
-    from featurestore.promotion import FineTuning
+    from featurestore.promotion.fine_tuning import FineTuning
 
 File = SpecFile[PipelineSpec]
 

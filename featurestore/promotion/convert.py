@@ -139,8 +139,8 @@ def check(estimator: Any, *, inside: bool = False) -> None:
     for step in before:
         _require(step, _transformer(step), f"{type(step).__name__} before another step")
     name = type(last).__name__
-    calibrates, has_threshold = name == "CalibratedClassifierCV", Threshold.of(last) is not None
-    wraps = (calibrates or has_threshold) and not inside
+    calibrates, threshold = name == "CalibratedClassifierCV", Threshold.of(last)
+    wraps = (calibrates or threshold) and not inside
     _require(last, wraps or _predictor(last), f"{name} as the last step" if before else name)
     if calibrates:
         for fold in last.calibrated_classifiers_:
@@ -153,9 +153,9 @@ def check(estimator: Any, *, inside: bool = False) -> None:
                     f"{name} cannot be promoted: some of its folds lack a class; calibrate with "
                     "ensemble=False"
                 )
-    elif has_threshold:
+    elif threshold:
         check(last.estimator_, inside=True)
-        if not np.isfinite(Threshold.of(last).shift):
+        if not np.isfinite(threshold.shift):
             raise PromotionError(
                 f"{name} cannot be promoted: its threshold predicts one class for all rows; "
                 "expected one between 0 and 1"

@@ -32,7 +32,10 @@ class FineTuning(Settings):
     epochs: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Passes over the training images; by default 3 with an unfrozen backbone, else 0."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    """Learning rate of the backbone; the head's is ten times that."""
+    """Learning rate of the backbone's last trained layer; the head's is ten times that."""
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each trained layer of the backbone to the one before it,
+    such as 0.8 for transformers."""
     patience: Count | None = None
     """Stop after this number of epochs without improvement; by default all epochs run."""
     keep_tuned: bool = False
