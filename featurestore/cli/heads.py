@@ -5,17 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from featurestore.cli.data import print_problems
 from featurestore.cli.options import Field, cluster_option, command, fields, variant_options
-from featurestore.cli.output import (
-    Progress,
-    failed_parts,
-    prints_on_stderr,
-    refuse_failed,
-    report,
-)
+from featurestore.cli.output import Progress, prints_on_stderr, refuse_failed, report
 from featurestore.heads.folds import CrossValidation
 from featurestore.pipeline.spec import HeadSpec
 from featurestore.store import FeatureStore
@@ -71,7 +64,7 @@ def rank_command(
 @click.option(
     "--again",
     is_flag=True,
-    help="Fit every stale head of DATASET again, each with its own settings; takes no others.",
+    help="Fit every stale head of DATASET again with its own settings; other options do not apply.",
 )
 @click.option(
     "--head",
@@ -125,11 +118,12 @@ def train_command(
       featurestore train photos --model vgg16 --layer block5_pool:avg --head logistic --param C=0.1
       featurestore train photos --again
     """
+    if again == (head is not None):
+        raise click.UsageError("give a head with --head, or --again for the stale ones")
     if again:
         _train_again(dataset, FeatureStore(store))
         return
-    if head is None:
-        raise click.UsageError("give a head with --head, or --again for the stale ones")
+    assert head is not None
     from featurestore.extraction.cluster import Cluster
     from featurestore.features import Features
     from featurestore.heads import fit_head
@@ -152,25 +146,13 @@ def _train_again(dataset: str, store: FeatureStore) -> None:
     from featurestore.heads import fit_stale, leaderboard
     from featurestore.heads.listing import heads_layout
 
-    context = click.get_current_context()
-    others = [
-        param.opts[0]
-        for param in context.command.params
-        if param.name not in ("dataset", "again", "store", "json")
-        and context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
-    ]
-    if others:
-        raise click.UsageError(
-            f"--again takes the settings of each head; found {', '.join(others)} too"
-        )
     with Progress() as progress, prints_on_stderr():
         heads, failed = fit_stale(dataset, store, on_event=progress)
     ids = {head.id for head in heads}
     names = {head.provenance["dataset"]["name"] for head in heads}
     rows = [row for name in names for row in leaderboard(name, store, heads=ids)]
     table = Table(rows, heads_layout)
-    parts = [*([table] if rows else []), *failed_parts(failed)]
-    report(table, *parts or [f"no stale heads on {dataset}"])
+    report(table, table if rows or failed else f"no stale heads on {dataset}")
     refuse_failed(failed)
 
 

@@ -248,39 +248,18 @@ class _Run:
         started = time.perf_counter()
         options = self.spec.extract.model_dump(exclude={"engine"})
         options |= {"cluster": self.cluster, "on_event": self.on_event}
-        boundaries = self._boundaries(sources)
         if self.spec.baseline is not None:
             pixels = Backbone.open("pixels", input_size=self.spec.baseline.input_size)
             sources = [*sources, Source(pixels, ["pixels"], "pixels")]
         arrays, fresh = [], False
         for source in sources:
-            more = boundaries if source is sources[0] else []
-            also = "".join(f"; {ref} too, for fine-tuning" for ref in more)
-            self._say("extract", f"features of {dataset.name} by {source.name}{also}")
-            extraction = extract(
-                dataset, source.backbone, source.layers, self.store, boundaries=more, **options
-            )
+            self._say("extract", f"features of {dataset.name} by {source.name}")
+            extraction = extract(dataset, source.backbone, source.layers, self.store, **options)
             arrays += [extraction[ref] for ref in source.layers]
             reports = extraction.reports.values()
             fresh |= any(report.rows_reused < report.shape[0] for report in reports)
         self._end("extract", started, fresh=fresh, result="all features are stored")
         return arrays
-
-    def _boundaries(self, sources: Sequence[Source]) -> list[str]:
-        """Return the layer that fine-tuning will read, if there is but one to fine-tune from.
-
-        It is then extracted in the same pass. Fine-tuning computes in float32, which takes a pass
-        of its own if the heads' features do not.
-        """
-        tuning, source = self.spec.promote, sources[0]
-        if tuning is None or not tuning.passes or len(sources) * len(source.layers) > 1:
-            return []
-        if source.backbone.computing.precision != "float32":
-            return []
-        from featurestore.promotion import boundary_ref
-
-        ref = boundary_ref(source.backbone, source.layers[0], tuning)
-        return [] if ref is None or ref in source.layers else [ref]
 
     def _heads(
         self, arrays: Sequence[Features], selection: dict[str, str]

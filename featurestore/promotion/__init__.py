@@ -26,7 +26,6 @@ _NAMES = {
     "events": "PromotionEvent PromotionStageStarted Proved TuningEpochEnded",
     "exportable": "fixed_images",
     "fine_tuning": "FineTuning",
-    "freezing": "boundary_ref",
     "fuse": "promotable",
     "inference": "predict",
     "parity": "Parity",

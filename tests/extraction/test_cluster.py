@@ -355,9 +355,7 @@ def test_two_commands_use_one_cluster_at_the_same_time(
 
 
 @pytest.mark.reliability
-def test_a_pipeline_runs_on_a_cluster(
-    processes: Processes, photos: Path, tmp_path: Path
-) -> None:
+def test_a_pipeline_runs_on_a_cluster(processes: Processes, photos: Path, tmp_path: Path) -> None:
     build_network(tmp_path / "tiny.keras")
     spec = {
         "name": "colours",

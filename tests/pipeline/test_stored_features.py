@@ -199,9 +199,7 @@ def test_a_head_that_fails_leaves_the_others(place: Path) -> None:
     assert result.status == 1
     assert result.err.endswith("error: 2 heads could not be fitted\n")
     assert "ridge" in result.out
-    assert [line.split()[:4] for line in result.out.splitlines()[-1:]] == [
-        ["2", "knn", "n_neighbors=500", "conv_a:avg"]
-    ]
+    assert "not fitted: head 'knn'" in result.err
 
     with pytest.warns(FeatureStoreWarning), pytest.raises(HeadError, match="n_neighbors = 500"):
         run(place, heads=[{"head": "knn", "params": {"n_neighbors": 500}}])
