@@ -26,7 +26,7 @@ class FineTuning(Settings):
     Adam trains; the learning rate of the head is ten times that of the backbone.
     """
 
-    unfreeze: int | str | None = None
+    unfreeze: Annotated[int | str | None, Field(union_mode="left_to_right")] = None
     """Train the backbone too, from the first layer whose name begins with this text; or, if it is
     a number, its last layers. By default only the head is trained."""
     epochs: Annotated[int, Field(ge=0, lt=2**31)] | None = None
@@ -78,14 +78,13 @@ class FineTuning(Settings):
         names, what = list(layers), self.unfreeze
         if what is None:
             return []
-        if isinstance(what, int) or what.strip().lstrip("-").isdigit():
-            count = int(what)
-            if not 1 <= count <= len(names):
+        if isinstance(what, int):
+            if not 1 <= what <= len(names):
                 raise BackboneError(
-                    f"cannot unfreeze the last {count} layers: the backbone has {len(names)} up to"
+                    f"cannot unfreeze the last {what} layers: the backbone has {len(names)} up to"
                     f" the cut, expected a number from 1 to {len(names)}"
                 )
-            return names[-count:]
+            return names[-what:]
         if what in names:
             return names[names.index(what) :]
         starts = [i for i, name in enumerate(names) if what and name.startswith(what)]
