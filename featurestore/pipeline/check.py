@@ -23,11 +23,10 @@ File = SpecFile[PipelineSpec]
 
 @dataclass(frozen=True)
 class Source:
-    """A backbone and the layers to extract; ``name`` is what messages call it."""
+    """A backbone and the layers to extract."""
 
     backbone: Backbone
     layers: list[str]
-    name: str
 
     def prefix_digests(self) -> list[str]:
         """Return the prefix digest of each of the layers."""
@@ -72,8 +71,6 @@ def _open(file: File, number: int, entry: BackboneSpec, values: dict[str, Any]) 
     from featurestore.backbone import Backbone
 
     where: list[str | int] = ["backbone", number]
-    several = [name for name in values if name != "model" and len(getattr(entry, name)) > 1]
-    variant = ", ".join(f"{name.replace('_', ' ')} {values[name]}" for name in several)
     for name in {"model", "weights"}.intersection(values):
         if Path(values[name]).suffix:
             values[name] = str(file.resolve(values[name]))
@@ -83,8 +80,7 @@ def _open(file: File, number: int, entry: BackboneSpec, values: dict[str, Any]) 
         for place, layer in enumerate(layers):
             where = ["backbone", number, "layers", place] if entry.layers else ["layers", place]
             backbone.shape(layer)
-        name = f"{backbone.name} ({variant})" if variant else backbone.name
-        source = Source(backbone, layers, name)
+        source = Source(backbone, layers)
         where = ["promote", "unfreeze"]
         tuning = file.spec.promote
         if tuning and not any(source.reaches(layer, tuning) for layer in layers):

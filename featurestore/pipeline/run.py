@@ -250,10 +250,10 @@ class _Run:
         options |= {"cluster": self.cluster, "on_event": self.on_event}
         if self.spec.baseline is not None:
             pixels = Backbone.open("pixels", input_size=self.spec.baseline.input_size)
-            sources = [*sources, Source(pixels, ["pixels"], "pixels")]
+            sources = [*sources, Source(pixels, ["pixels"])]
         arrays, fresh = [], False
         for source in sources:
-            self._say("extract", f"features of {dataset.name} by {source.name}")
+            self._say("extract", f"features of {dataset.name} by {source.backbone.name}")
             extraction = extract(dataset, source.backbone, source.layers, self.store, **options)
             arrays += [extraction[ref] for ref in source.layers]
             reports = extraction.reports.values()
@@ -317,7 +317,7 @@ class _Run:
         started, ref = time.perf_counter(), head.key.ref
         source = next(one for one in sources if head.key.prefix_digest in one.prefix_digests())
         options = {**tuning.model_dump(), "epochs": tuning.passes}
-        what = f"{head.id} on {ref} by {source.name}"
+        what = f"{head.id} on {ref} by {source.backbone.name}"
         if tuning.unfreeze is not None and not source.reaches(ref, tuning):
             options["unfreeze"] = None
             what += f" ({tuning.unfreeze} comes after it: nothing to unfreeze)"
