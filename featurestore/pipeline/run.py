@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
-from featurestore.errors import DatasetError, HeadError, InputError, NotFoundError, nearest
+from featurestore.errors import DatasetError, HeadError, NotFoundError, nearest
 from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.features import Features, stored, without_boundaries
 from featurestore.heads import Head, best, leaderboard
@@ -204,12 +204,9 @@ class _Run:
     def _stored(self, store: StoreLike) -> list[Features]:
         """Return the stored features that a file without a backbone selects."""
         self.store = FeatureStore.of(store)
-        path = self.spec.data.path
-        place = self.file.resolve(path)
-        name = str(place) if place.exists() and not self.store.datasets.has(path) else path
         where: list[str | int] = ["data"]
         try:
-            dataset = self._named(name)
+            dataset = self._named(self.spec.data.path)
             selection = self.spec.features.model_dump(exclude_none=True)
             where = ["features" if selection else "data"]
             selected = stored(self.store, dataset, **selection)
@@ -232,13 +229,7 @@ class _Run:
         spec = self.spec.model_dump(mode="json")
         identity = {"spec": spec, "dataset": dataset.manifest_digest, "inputs": list(inputs)}
         folder = self.runs / self.spec.name / short(digest_fields(identity))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot make the folder {str(folder)!r} for the results: {error.strerror}",
-                remedy="name another with --runs",
-            ) from None
+        folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def _extract(self, dataset: Dataset, sources: Sequence[Source]) -> list[Features]:

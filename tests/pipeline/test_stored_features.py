@@ -127,16 +127,6 @@ def test_heads_are_fitted_where_and_as_they_are_asked(place: Path) -> None:
     ]
 
 
-def test_a_data_set_may_be_a_path_beside_the_file(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir("/")
-
-    heads = run(place, data="./others")
-
-    assert {head.provenance["dataset"]["name"] for head in heads} == {"others"}
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
