@@ -18,7 +18,7 @@ from featurestore.heads import Head, best, leaderboard
 from featurestore.heads.calls import Call, Failed, add, fit_calls
 from featurestore.heads.folds import FOLDS
 from featurestore.listening import OnEvent, receiver
-from featurestore.pipeline.check import File, Source, check_data, check_heads, open_sources
+from featurestore.pipeline.check import File, Source, check_backbones, check_data, check_heads
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import read_spec
 from featurestore.scratch import written
@@ -99,11 +99,11 @@ class _Run:
     def run(self, store: StoreLike) -> dict[str, Any]:
         began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         check_heads(self.file)
-        sources = open_sources(self.file)
+        sources = check_backbones(self.file)
         arrays: list[Features] = []
         if sources:
             dataset = self._data(store)
-            inputs = [digest for source in sources for digest in source.prefix_digests()]
+            inputs = [digest for source in sources for digest in source.digests.values()]
         else:
             arrays = self._stored(store)
             dataset = arrays[0].dataset
@@ -134,7 +134,7 @@ class _Run:
                     "rows": len(dataset),
                     "problems": len(dataset.problems),
                 },
-                "backbones": [source.backbone.spec for source in sources],
+                "backbones": [source.spec for source in sources],
             },
             "features": [str(features.key) for features in arrays if not is_pixels(features)],
             "heads": [
@@ -241,12 +241,13 @@ class _Run:
         options |= {"cluster": self.cluster, "on_event": self.on_event}
         if self.spec.baseline is not None:
             pixels = Backbone.open("pixels", input_size=self.spec.baseline.input_size)
-            sources = [*sources, Source(pixels, ["pixels"])]
+            sources = [*sources, Source(pixels.spec, "auto", {"pixels": ""}, [])]
         arrays, fresh = [], False
         for source in sources:
-            self._say("extract", f"features of {dataset.name} by {source.backbone.name}")
-            extraction = extract(dataset, source.backbone, source.layers, self.store, **options)
-            arrays += [extraction[ref] for ref in source.layers]
+            backbone = source.open()
+            self._say("extract", f"features of {dataset.name} by {backbone.name}")
+            extraction = extract(dataset, backbone, [*source.digests], self.store, **options)
+            arrays += [extraction[ref] for ref in source.digests]
             reports = extraction.reports.values()
             fresh |= any(report.rows_reused < report.shape[0] for report in reports)
         self._end("extract", started, fresh=fresh, result="all features are stored")
@@ -306,10 +307,10 @@ class _Run:
         if tuning is None:
             return None
         started, ref = time.perf_counter(), head.key.ref
-        source = next(one for one in sources if head.key.prefix_digest in one.prefix_digests())
+        source = next(one for one in sources if head.key.prefix_digest in one.digests.values())
         options = {**tuning.model_dump(), "epochs": tuning.passes}
-        what = f"{head.id} on {ref} by {source.backbone.name}"
-        if tuning.unfreeze is not None and not source.reaches(ref, tuning):
+        what = f"{head.id} on {ref} by {head.key.short.model}"
+        if tuning.unfreeze is not None and ref not in source.unfreezes:
             options["unfreeze"] = None
             what += f" ({tuning.unfreeze} comes after it: nothing to unfreeze)"
         self._say("promote", what)
@@ -321,7 +322,7 @@ class _Run:
 
         # Folds are of the training rows, which count as seen.
         options["selected_on"] = [] if chosen_by == FOLDS else [chosen_by]
-        promotion = promote(head, source.backbone, data=dataset, on_event=self.on_event, **options)
+        promotion = promote(head, source.open(), data=dataset, on_event=self.on_event, **options)
         self.on_event(PromotionStageStarted(f"write {folder / MODEL}"))
         promotion.save(folder / MODEL)
         self._end("promote", started, fresh=True, result=str(folder / MODEL))
