@@ -113,7 +113,8 @@ def as_layers(estimator: Any, x: Any, prefix: str, softmax: str) -> tuple[Any, A
         output = keras.layers.Softmax(name=softmax)(logits)
         return (logits if threshold.response == "decision_function" else output), output
     scores = _predictor(last)(last, flow, name).x
-    return scores, keras.layers.Softmax(name=softmax)(scores) if _classifies(last) else scores
+    classifies = hasattr(last, "classes_")
+    return scores, keras.layers.Softmax(name=softmax)(scores) if classifies else scores
 
 
 def _before_last(estimator: Any, flow: Flow, prefix: str) -> tuple[Any, Flow, str]:
@@ -205,10 +206,6 @@ def _steps(estimator: Any) -> list[Any]:
     return [estimator]
 
 
-def _classifies(step: Any) -> bool:
-    return hasattr(step, "classes_")
-
-
 def _transformer(step: Any) -> Any:
     return _selection if hasattr(step, "get_support") else _TRANSFORMERS.get(type(step).__name__)
 
@@ -237,7 +234,7 @@ def _pca(step: Any, flow: Flow, name: str) -> Flow:
 def _linear(step: Any, flow: Flow, name: str) -> Flow:
     kernel = np.atleast_2d(np.asarray(step.coef_, "float64")).T
     bias = np.broadcast_to(np.asarray(step.intercept_, "float64"), kernel.shape[1])
-    if _classifies(step) and kernel.shape[1] == 1:
+    if hasattr(step, "classes_") and kernel.shape[1] == 1:
         kernel, bias = _two_classes(kernel, bias)
     return flow.dense(kernel, bias, name)
 
