@@ -18,6 +18,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "accuracy.svg"
+HEADS = ["logistic C=0.01", "logistic C=0.1", "logistic C=1", "ridge", "knn", "forest"]
 
 
 def main() -> None:
@@ -30,15 +31,17 @@ def main() -> None:
 
 
 def accuracies(record: dict[str, Any]) -> tuple[np.ndarray, list[str], list[str]]:
-    """Return the validation accuracies of a run, (head, layer), with the heads and the layers."""
-    rows = [row for row in record["heads"] if row["model"] != "pixels"]
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    heads = list(dict.fromkeys(map(label, rows)))
-    accuracy = np.full((len(heads), len(layers)), np.nan)
-    for row in rows:
-        position = heads.index(label(row)), layers.index(row["layer"])
-        accuracy[position] = row["metrics"]["val"]["accuracy"]
-    return accuracy, heads, layers
+    """Return the validation accuracies of a run, (head, layer), with the heads and the layers.
+
+    The record lists the heads best first, and the features in the order of the network.
+    """
+    layers = [key.split("/")[1].rpartition("-")[0] for key in record["features"]]
+    accuracy = np.full((len(HEADS), len(layers)), np.nan)
+    for row in record["heads"]:
+        if row["model"] != "pixels":
+            position = HEADS.index(label(row)), layers.index(row["layer"])
+            accuracy[position] = row["metrics"]["val"]["accuracy"]
+    return accuracy, HEADS, layers
 
 
 def drawn() -> list[float]:
