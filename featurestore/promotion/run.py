@@ -183,7 +183,7 @@ def promote(
     --------
     >>> promotion = promote("logistic-3fa9", unfreeze="block5")  # doctest: +SKIP
     >>> promotion.fine_tuning["verdict"]  # doctest: +SKIP
-    'kept epoch 3 of 3: val_loss 0.214 (0.251 before)'
+    'kept epoch 3 of 3: val accuracy 0.946 (0.942 before), val log loss 0.214 (0.251 before)'
     """
     tuning = FineTuning.of(options)
     head = Head.of(head, store)
