@@ -11,7 +11,7 @@ import inspect
 import re
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -69,15 +69,16 @@ def page() -> str:
     parts.append(table("option", common))
     for name, context in contexts.items():
         parts.append(f"## featurestore {name}\n")
-        parts.append(f"    {' '.join([context.command_path, *pieces(context)])}\n")
-        parts.append(f"{summary(context.command)}\n")
+        usage = f"`{' '.join([context.command_path, *pieces(context)])}`"
+        text = f"{usage}: {summary(context.command)}"
+        if shared := [option_name(row) for row in rows[name] if same(row) in defaults]:
+            text += f" [Also](#options-of-several-commands) {', '.join(shared)}."
+        parts.append(f"{text}\n")
         if own := [row for row in rows[name] if same(row) not in defaults]:
             parts.append(table("option", own))
-        if shared := [option_name(row) for row in rows[name] if same(row) in defaults]:
-            parts.append(f"[Also](#options-of-several-commands) {', '.join(shared)}.\n")
     parts.append("## Pipeline files\n")
     parts.append(FIELDS_NOTE)
-    parts.append(table("field", list(fields(PipelineSpec))))
+    parts.append(table("field", merged(fields(PipelineSpec))))
     return "\n".join(parts)
 
 
@@ -144,6 +145,17 @@ def fields(model: type[BaseModel], under: str = "") -> Iterator[Row]:
         listed = list in origins(field.annotation)
         yield f"`{path}`", "list" if listed else "", default(field), text
         yield from fields(nested[0], f"{path}[]." if path == "heads" else f"{path}.")
+
+
+def merged(rows: Iterable[Row]) -> list[Row]:
+    """Join the names of fields that mean the same, such as those of a backbone and of features."""
+    paths: dict[tuple[str, ...], list[str]] = {}
+    for path, *cells in rows:
+        paths.setdefault((path.rpartition(".")[2], *cells), []).append(path)
+    return [
+        (", ".join(names), value, default, meaning)
+        for (_, value, default, meaning), names in paths.items()
+    ]
 
 
 def is_model(annotation: Any) -> bool:

@@ -340,10 +340,8 @@ def test_keras_heads_take_training_options(place: Place) -> None:
     head = featurestore(*TRAIN, "dense", *params, "--json").json["head"]
     found = featurestore("show", head, "--json").json
     assert found["params"]["class_weight"] == {"dict": [["red", 2.0]]}
-    assert (
-        "input should be 'adadelta', "
-        in featurestore(*TRAIN, "dense", "--param", "optimizer=a").error
-    )
+    error = featurestore(*TRAIN, "dense", "--param", "optimizer=a").error
+    assert "input should be 'adadelta', " in error
 
 
 def test_folds_give_a_spread(place: Place) -> None:

@@ -142,7 +142,7 @@ def test_a_promotion_is_not_proven_on_rows_that_do_not_exist(torn: Torn) -> None
     rows = promote(head, torn.backbone, data=torn.photos).parity.rows
     assert rows == 36 - torn.features.group.block_rows
     torn.tear(0, 1, 3, 4)
-    with pytest.raises(NotFoundError, match="0 of its 36 samples are stored, .* needs 16"):
+    with pytest.raises(NotFoundError, match=r"0 of its 36 samples are stored, .* needs 16"):
         promote(head, torn.backbone, data=torn.photos)
     told = featurestore("promote", head.id, "-o", str(torn.folder / "model.keras")).error
     assert "are incomplete" in told
