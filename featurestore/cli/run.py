@@ -38,9 +38,11 @@ def run_command(pipeline: str, runs: str, cluster: int | str | None, store: str)
     parts = head_parts(record)
     if promotion := record["promotion"]:
         parity = promotion["parity"]
+        same = parity["agreement"]
+        share = "" if same in (None, 1) else f"the class of {same:.1%} of "
         parts.append(
-            f"promoted {promotion['head']}: agrees with the cached head on {parity['rows']} images "
-            f"(scores within {parity['max_abs_diff']:.2g})"
+            f"promoted {promotion['head']}: agrees with the cached head on {share}{parity['rows']} "
+            f"images (scores within {parity['max_abs_diff']:.2g})"
         )
         parts += promotion_parts(promotion)
     results = f"results: {record['folder']}  ({record['seconds']:.0f} s)"

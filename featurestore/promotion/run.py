@@ -106,7 +106,7 @@ class Promotion:
     def __repr__(self) -> str:
         tuned = f", {self.fine_tuning['verdict']}" if self.fine_tuning else ""
         measured = [f"{split} {headline(metrics)}" for split, metrics in self.after.items()]
-        rows = f"equal to the head on {self.parity.rows:,} rows"
+        rows = f"compared with the head on {self.parity.rows:,} rows"
         return f"Promotion({', '.join([repr(self.metadata['head']), rows, *measured])}{tuned})"
 
     def _repr_html_(self) -> str:
