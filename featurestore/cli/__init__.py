@@ -28,6 +28,7 @@ _COMMANDS = {
     "gc": ("stored", "Remove everything that no data set or head refers to."),
     "rank": ("heads", "Rank the stored layers, before any head is trained."),
     "train": ("heads", "Train one head on stored features."),
+    "refit": ("heads", "Fit stale heads again, on the present samples."),
     "heads": ("heads", "List the trained heads, best first."),
     "tag": ("heads", "Label or tag a head, or write a note on it."),
     "promote": ("models", "Fuse a head and its backbone into one Keras model."),

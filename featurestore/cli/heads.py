@@ -62,12 +62,8 @@ def rank_command(
     help="A stored layer, as extracted.  [default: the only one that is stored]",
 )
 @click.option(
-    "--again",
-    is_flag=True,
-    help="Fit every stale head of DATASET again with its own settings; other options do not apply.",
-)
-@click.option(
     "--head",
+    required=True,
     metavar="H",
     help="logistic, ridge, linear-svm, knn, forest, dense, …, or an import path such as "
     "xgboost.XGBClassifier.",
@@ -96,8 +92,7 @@ def train_command(
     dataset: str,
     model: str | None,
     layer: str | None,
-    again: bool,
-    head: str | None,
+    head: str,
     params: tuple[str, ...],
     cluster: int | str | None,
     fitting: dict[str, Any],
@@ -110,20 +105,10 @@ def train_command(
     --tag and --note do not affect the head's id; `featurestore tag` changes them later. With
     --folds, the head is cross-validated, and also fitted on the whole train split as usual.
 
-    With --again, heads that were fitted before DATASET grew, or got other labels or splits, are
-    fitted on its present state. Extract the features of the new samples first.
-
     \b
     Example:
       featurestore train photos --model vgg16 --layer block5_pool:avg --head logistic --param C=0.1
-      featurestore train photos --again
     """
-    if again == (head is not None):
-        raise click.UsageError("give a head with --head, or --again for the stale ones")
-    if again:
-        _train_again(dataset, FeatureStore(store))
-        return
-    assert head is not None
     from featurestore.extraction.cluster import Cluster
     from featurestore.features import Features
     from featurestore.heads import fit_head
@@ -142,7 +127,19 @@ def train_command(
         print_problems(features.dataset, "few-rows")
 
 
-def _train_again(dataset: str, store: FeatureStore) -> None:
+@command("refit")
+@click.argument("dataset")
+def refit_command(dataset: str, store: str) -> None:
+    """Fit every stale head of DATASET on its present state, with the settings of the head.
+
+    A head is stale if DATASET has got more samples, other labels or other splits since it was
+    fitted. Extract the features of new samples first. Stale heads stay; a label moves to the new
+    head.
+
+    \b
+    Example:
+      featurestore refit photos
+    """
     from featurestore.heads import fit_stale, leaderboard
     from featurestore.heads.listing import heads_layout
 

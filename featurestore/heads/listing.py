@@ -45,7 +45,7 @@ def heads_layout(rows: Rows, sort: str | None = None) -> Iterator[Grid | str]:
         if stale:
             count = f"{plural(len(stale), 'stale head')}, on earlier samples, labels or splits"
             fitted_again = set(map(_settings, fresh))
-            again = printable(f"`featurestore train {shlex.quote(name)} --again`")
+            again = printable(f"`featurestore refit {shlex.quote(name)}`")
             advice = f"; {again} fits them on those of now"
             yield f"\n{count}{'' if fitted_again.issuperset(map(_settings, stale)) else advice}:"
             yield _heads(stale, ["stale"])

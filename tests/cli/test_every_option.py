@@ -57,6 +57,7 @@ COMMANDS = [
     "--input-size 16 --scaling none",
     f"{TRAIN} ridge --resize stretch --interpolation bilinear --precision float32 --label mine "
     "--tag a --tag b --note text --store store --json",
+    "refit photos --store store --json",
     "heads photos --sort folds.macro_f1 --weights tiny.keras --input-size 16 --scaling none",
     "heads --resize stretch --interpolation bilinear --precision float32 --store store --json",
     "run stored.yaml --json",
@@ -99,7 +100,7 @@ SLOW_BEFORE = {
 BEFORE = {
     "tag logistic --remove a": "tag logistic a",
     "heads --tag a": "tag logistic a",
-    "train photos --again": "scan photos --val 0.4",
+    "refit photos --store store --json": "scan photos --val 0.4",
 }
 
 PIPELINE: dict[str, Any] = {

@@ -36,7 +36,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException, *args: str) -
 
 def test_the_verbs_are_those_of_the_design() -> None:
     assert " ".join(COMMANDS) == (
-        "layers scan augment extract ls show verify repair rm gc rank train heads tag "
+        "layers scan augment extract ls show verify repair rm gc rank train refit heads tag "
         "promote evaluate predict run doctor"
     )
 
