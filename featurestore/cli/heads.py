@@ -34,8 +34,8 @@ def rank_command(
 ) -> None:
     """Rank the stored layers of DATASET by how well a head would do on each.
 
-    No head is trained. All scores are computed from the same training rows, at most 2000;
-    docs/heads.md explains the scores, and how well each predicts the accuracy of trained heads.
+    No head is trained. Both scores are computed from the same training rows, at most 2000;
+    docs/choosing.md explains them.
     Backbone options such as --input-size select the features that were extracted with them.
 
     \b

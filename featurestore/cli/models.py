@@ -60,9 +60,9 @@ def promote_command(
 
     The check: from image files, the model predicts what the head predicts from stored features.
 
-    HEAD is an id that `featurestore heads` lists, the beginning of one, or the name of a head. The
-    epoch with the lowest validation loss is written, or the model before fine-tuning if its loss is
-    lower.
+    HEAD is an id that `featurestore heads` lists, the beginning of one, or the label of a head. The
+    epoch with the lowest validation loss is written, or the model before fine-tuning if that one
+    does better.
 
     \b
     Example:
