@@ -74,7 +74,7 @@ def fit_stale(
     for head in heads:
         for stale_id in labelled.pop(head.label or "", ()):
             opened.heads.update(stale_id, lambda document: {"label": None})
-    # Heads on several former states may be the same on the present one.
+    # Heads on several earlier states may be the same on the present one.
     return list({head.id: head for head in heads}.values()), failed + unfit
 
 
@@ -102,6 +102,8 @@ def _features(head: Head, dataset: Dataset) -> Features:
 
 def _by_name(head: Head, features: Features) -> tuple[str, dict[str, Any]]:
     """Return the name of a head's estimator, and its parameters."""
+    if "." in head.estimator:  # What is stored names no module to import.
+        raise HeadError("its estimator is not one that has a name; fit it again in Python")
     try:
         pair = head.estimator, _plain_params(head)
         again = candidate(*pair, features, head.seed)

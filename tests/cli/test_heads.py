@@ -309,17 +309,6 @@ def test_train_again_fits_what_is_stale(place: Place) -> None:
     assert "--again takes the settings of each head; found --head too" in refused.err
 
 
-@pytest.mark.parametrize(
-    ("asked", "meant"), [("logreg", "logistic"), ("rf", "forest"), ("MLP", "dense")]
-)
-def test_common_names_of_heads_are_suggested(place: Place, asked: str, meant: str) -> None:
-    assert f"did you mean '{meant}'?" in featurestore(*TRAIN, asked).error
-    Path("many.yaml").write_text(MANY.replace("- knn", f"- {asked}"))
-    error = featurestore("run", "many.yaml").error
-    assert error.startswith("many.yaml:6: heads.0")
-    assert f"did you mean '{meant}'?" in error
-
-
 def test_an_estimator_by_import_path(place: Place) -> None:
     head = featurestore(*TRAIN, "tests.heads.own_estimators.Nearest", "--json").json["head"]
     assert featurestore(*TRAIN, "tests.heads.own_estimators.Nearest").err.startswith("fit: 1 head")
