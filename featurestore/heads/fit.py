@@ -158,9 +158,8 @@ def try_heads(
             candidates.append(error)
     rows = Rows(features)
     rows.check_completed()
-    fitting = Fitting(rows, chosen, chosen.repetitions(rows, chosen.seed), receiver(on_event))
     unique = {head.id: head for head in candidates if isinstance(head, Candidate)}
-    heads = fitting.heads(unique.values())
+    heads = Fitting(rows, chosen, receiver(on_event)).heads(unique.values())
     return [head if isinstance(head, HeadError) else heads[head.id] for head in candidates]
 
 

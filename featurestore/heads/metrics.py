@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -21,11 +21,6 @@ CLASSIFICATION, REGRESSION = get_args(_Classification), get_args(_Regression)
 METRICS = get_args(Metric)
 LESS_IS_BETTER = frozenset({"log_loss", "rmse"})
 
-# Predicted labels (row,), and probabilities (row, class) or None.
-Predicted = tuple[np.ndarray, np.ndarray | None]
-# The predictions of several heads, from features (row, …).
-Predict = Callable[[np.ndarray], Iterable[Predicted]]
-
 # Smallest probability in a loss, so that one confident mistake does not make it infinite.
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 
@@ -35,45 +30,34 @@ def primary(task: str) -> str:
     return "r2" if task == "regression" else "accuracy"
 
 
-def evaluate(
-    heads: Sequence[Head], rows: Rows, predict: Predict | None = None
-) -> list[dict[str, dict[str, Any]]]:
-    """Evaluate heads on each split that has labelled rows.
-
-    Parameters
-    ----------
-    heads : sequence of Head
-    rows : Rows
-    predict : callable, optional
-        Returns the predictions of all heads from features (row, …); by default, each head predicts
-        alone.
+def evaluate(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
+    """Evaluate a head on each split that has labelled rows.
 
     Returns
     -------
-    list of dict
-        For each head, by split, what `classification` or `regression` returns.
+    dict
+        By split, what `classification` or `regression` returns.
 
     Raises
     ------
     HeadError
-        If a head cannot predict a split, or predicts NaN or infinity.
+        If the head cannot predict a split, or predicts NaN or infinity.
     """
-    metrics: list[dict[str, dict[str, Any]]] = [{} for _ in heads]
+    metrics = {}
     for split in rows.splits:
         if not rows.count(split):
             continue
         truth = rows.labels(split)
-        chunks = [list(_predictions(heads, X, split, predict)) for X in rows.parts(split)]
-        for head, own, predictions in zip(heads, metrics, zip(*chunks, strict=True), strict=True):
-            predicted = np.concatenate([labels for labels, _ in predictions])
-            if head.task == "regression":
-                own[split] = regression(truth, predicted)
-                continue
-            columns = [columns for _, columns in predictions if columns is not None]
-            probabilities = np.concatenate(columns) if columns else None
-            own[split] = classification(
-                truth, predicted, probabilities, head.classes, rows.features.classes
-            )
+        chunks = [_predictions(head, chunk, split) for chunk in rows.chunks(split)]
+        predicted = np.concatenate([labels for labels, _ in chunks])
+        if head.task == "regression":
+            metrics[split] = regression(truth, predicted)
+            continue
+        columns = [columns for _, columns in chunks if columns is not None]
+        probabilities = np.concatenate(columns) if columns else None
+        metrics[split] = classification(
+            truth, predicted, probabilities, head.classes, rows.features.classes
+        )
     return metrics
 
 
@@ -85,32 +69,26 @@ def without_confusion(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str,
     }
 
 
-def _predictions(
-    heads: Sequence[Head], features: np.ndarray, split: str, predict: Predict | None
-) -> Iterator[Predicted]:
-    together = None if predict is None else iter(predict(features))
-    for head in heads:
-        params = f" with {json.dumps(head.params)}" if head.params else ""
-        name = f"head {head.estimator!r}{params}"
-        where = "rows that a fold holds out" if split == HELD_OUT else f"{split} split"
-        try:
-            predicted, probabilities = next(together) if together else _alone(head, features)
-        except Exception as error:  # as when a row has no neighbour within the radius
-            raise HeadError(f"{name} cannot predict the {where}: {one_line(error, 300)}") from error
-        for numbers in (predicted, probabilities):
-            if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
-                raise HeadError(
-                    f"{name} predicts NaN or infinity on the {where}",
-                    remedy="change its parameters, or use another head",
-                )
-        yield predicted, probabilities
-
-
-def _alone(head: Head, features: np.ndarray) -> Predicted:
-    probabilities = head.predict_proba(features)
-    if head.kind == "keras" and probabilities is not None:  # One forward pass instead of two.
-        return np.asarray(head.classes)[probabilities.argmax(axis=1)], probabilities
-    return head.predict(features), probabilities
+def _predictions(head: Head, X: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the labels that a head predicts, (row,), and its probabilities or None."""
+    params = f" with {json.dumps(head.params)}" if head.params else ""
+    name = f"head {head.estimator!r}{params}"
+    where = "rows that a fold holds out" if split == HELD_OUT else f"{split} split"
+    try:
+        probabilities = head.predict_proba(X)
+        if head.kind == "keras" and probabilities is not None:  # One forward pass instead of two.
+            predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
+        else:
+            predicted = head.predict(X)
+    except Exception as error:  # as when a row has no neighbour within the radius
+        raise HeadError(f"{name} cannot predict the {where}: {one_line(error, 300)}") from error
+    for numbers in (predicted, probabilities):
+        if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+            raise HeadError(
+                f"{name} predicts NaN or infinity on the {where}",
+                remedy="change its parameters, or use another head",
+            )
+    return predicted, probabilities
 
 
 def classification(

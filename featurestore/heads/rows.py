@@ -115,7 +115,7 @@ class Rows:
         size = batch_size or STREAMED_ROWS
         return Batches(source, numbers, targets, size, shuffle, seed, memory)
 
-    def parts(self, split: str) -> Iterator[np.ndarray]:
+    def chunks(self, split: str) -> Iterator[np.ndarray]:
         """Yield the features of a split in order, float32 (row, …), at once or streamed."""
         if self.in_memory or split in self._read:
             yield self.values(split)
