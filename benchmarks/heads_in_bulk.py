@@ -218,7 +218,7 @@ def ridge(folder: Path) -> None:
             assert sums is not None
             for fold, (train, held_out) in enumerate(folds):
                 scaler, heads = StandardScaler(), [RidgeClassifier(alpha) for alpha in alphas]
-                assert sums.fit(fold, scaler, heads, x[train], y[train])
+                assert sums.fit(fold, scaler, heads, y[train])
                 rows = scaler.transform(x[held_out])
                 accuracies.append([(head.predict(rows) == y[held_out]).mean() for head in heads])
         return clock, np.array(accuracies)

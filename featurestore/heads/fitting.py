@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
@@ -150,20 +151,15 @@ class Fitting:
         """Fit and measure the heads of a group: all on the training rows, or on each fold."""
         if not group:
             return
-        fitted: Iterator[Fitted | HeadError] | None = None  # A Keras head reads rows in batches.
+        jointly, fitted = joint.family_of(group[0]) is not None, None
         if group[0].kind == "sklearn":
             X, y = self.rows.fitted_arrays()
-            fit = joint.fit if joint.family_of(group[0]) else estimator.fit
+            fit = joint.fit if jointly else estimator.fit
             fitted = fit(group, X, y, [train for train, _ in folds] if folds else [None])
         for rows in [self.rows] if folds is None else (self.rows.fold(*fold) for fold in folds):
-            for candidate in group:
-                one = self._network(candidate, rows) if fitted is None else next(fitted)
-                try:
-                    yield (
-                        one if isinstance(one, HeadError) else self._measured(candidate, one, rows)
-                    )
-                except HeadError as error:
-                    yield error
+            for some in [group] if jointly else [[candidate] for candidate in group]:
+                results = fitted or (self._network(candidate, rows) for candidate in some)
+                yield from self._measured(some, list(islice(results, len(some))), rows)
 
     def _network(self, candidate: Candidate, rows: Rows) -> Fitted | HeadError:
         """Train a Keras head on the training rows; return why it cannot be trained."""
@@ -191,12 +187,24 @@ class Fitting:
         problems, seconds = [] if history else [elsewhere], time.perf_counter() - started
         return Fitted(model, tuple(rows.features.classes), seconds, problems, history)
 
-    def _measured(self, candidate: Candidate, fitted: Fitted, rows: Rows) -> Head:
-        """Return the head of a fitted estimator, with its metrics."""
+    def _measured(
+        self, group: Sequence[Candidate], results: Sequence[Fitted | HeadError], rows: Rows
+    ) -> list[Head | HeadError]:
+        """Return the heads of fitted estimators with their metrics; a joint fit has several."""
+        try:
+            heads = [self._head(*pair) for pair in zip(group, results, strict=True)]
+            metrics = evaluate(heads, rows)
+        except HeadError as error:
+            return [error] * len(group)
+        return [head.changed(metrics=own) for head, own in zip(heads, metrics, strict=True)]
+
+    def _head(self, candidate: Candidate, fitted: Fitted | HeadError) -> Head:
+        if isinstance(fitted, HeadError):
+            raise fitted
         features = self.rows.features
         key, dataset, provenance = features.key, features.dataset, features.group.provenance
         best_params = getattr(fitted.estimator, "best_params_", None) or {}
-        head = Head.of_fit(
+        return Head.of_fit(
             fitted.estimator,
             self.store,
             id=candidate.id,
@@ -238,4 +246,3 @@ class Fitting:
             tags=self.options.tags,
             note=self.options.note or "",
         )
-        return head.changed(metrics=evaluate(head, rows))

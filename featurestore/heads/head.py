@@ -287,6 +287,12 @@ class Head(BaseModel):
         """Return the head with other values of some fields."""
         return self.model_copy(update=fields)
 
+    def of_last_step(self, shape: tuple[int, ...]) -> Self:
+        """Return the head of the last step of its pipeline, on rows of this shape."""
+        head = self.changed(shape=shape)
+        head._fitted = self.fitted[-1]
+        return head
+
     def save(self, store: FeatureStore) -> None:
         """Save the head in a store.
 

@@ -30,34 +30,37 @@ def primary(task: str) -> str:
     return "r2" if task == "regression" else "accuracy"
 
 
-def evaluate(head: Head, rows: Rows) -> dict[str, dict[str, Any]]:
-    """Evaluate a head on each split that has labelled rows.
+def evaluate(heads: Sequence[Head], rows: Rows) -> list[dict[str, dict[str, Any]]]:
+    """Evaluate heads on each split that has labelled rows.
+
+    Several heads are those of a joint fit: the steps before their last one are the same.
 
     Returns
     -------
-    dict
-        By split, what `classification` or `regression` returns.
+    list of dict
+        For each head, by split, what `classification` or `regression` returns.
 
     Raises
     ------
     HeadError
-        If the head cannot predict a split, or predicts NaN or infinity.
+        If a head cannot predict a split, or predicts NaN or infinity.
     """
-    metrics = {}
+    metrics: list[dict[str, dict[str, Any]]] = [{} for _ in heads]
     for split in rows.splits:
         if not rows.count(split):
             continue
         truth = rows.labels(split)
-        chunks = [_predictions(head, chunk, split) for chunk in rows.chunks(split)]
-        predicted = np.concatenate([labels for labels, _ in chunks])
-        if head.task == "regression":
-            metrics[split] = regression(truth, predicted)
-            continue
-        columns = [columns for _, columns in chunks if columns is not None]
-        probabilities = np.concatenate(columns) if columns else None
-        metrics[split] = classification(
-            truth, predicted, probabilities, head.classes, rows.features.classes
-        )
+        chunks = [_predictions(heads, X, split) for X in rows.chunks(split)]
+        for head, own, predictions in zip(heads, metrics, zip(*chunks, strict=True), strict=True):
+            predicted = np.concatenate([labels for labels, _ in predictions])
+            if head.task == "regression":
+                own[split] = regression(truth, predicted)
+                continue
+            columns = [columns for _, columns in predictions if columns is not None]
+            probabilities = np.concatenate(columns) if columns else None
+            own[split] = classification(
+                truth, predicted, probabilities, head.classes, rows.features.classes
+            )
     return metrics
 
 
@@ -69,26 +72,35 @@ def without_confusion(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str,
     }
 
 
-def _predictions(head: Head, X: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the labels that a head predicts, (row,), and its probabilities or None."""
-    params = f" with {json.dumps(head.params)}" if head.params else ""
-    name = f"head {head.estimator!r}{params}"
+def _predictions(
+    heads: Sequence[Head], X: np.ndarray, split: str
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Return the labels that each head predicts, (row,), and its probabilities or None."""
+    if len(heads) > 1:
+        X = heads[0].fitted[:-1].transform(X.reshape(len(X), -1))
+        heads = [head.of_last_step(X.shape[1:]) for head in heads]
     where = "rows that a fold holds out" if split == HELD_OUT else f"{split} split"
-    try:
-        probabilities = head.predict_proba(X)
-        if head.kind == "keras" and probabilities is not None:  # One forward pass instead of two.
-            predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
-        else:
-            predicted = head.predict(X)
-    except Exception as error:  # as when a row has no neighbour within the radius
-        raise HeadError(f"{name} cannot predict the {where}: {one_line(error, 300)}") from error
-    for numbers in (predicted, probabilities):
-        if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
-            raise HeadError(
-                f"{name} predicts NaN or infinity on the {where}",
-                remedy="change its parameters, or use another head",
-            )
-    return predicted, probabilities
+    predictions = []
+    for head in heads:
+        params = f" with {json.dumps(head.params)}" if head.params else ""
+        name = f"head {head.estimator!r}{params}"
+        try:
+            probabilities = head.predict_proba(X)
+            if head.kind == "keras" and probabilities is not None:  # One forward pass, not two.
+                predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
+            else:
+                predicted = head.predict(X)
+        except Exception as error:  # as when a row has no neighbour within the radius
+            text = one_line(error, 300)
+            raise HeadError(f"{name} cannot predict the {where}: {text}") from error
+        for numbers in (predicted, probabilities):
+            if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+                raise HeadError(
+                    f"{name} predicts NaN or infinity on the {where}",
+                    remedy="change its parameters, or use another head",
+                )
+        predictions.append((predicted, probabilities))
+    return predictions
 
 
 def classification(

@@ -111,9 +111,10 @@ def fit(
         started = time.perf_counter()
         try:
             with caught(candidates[0].name) as warned:
-                own_X, own_y = (X, y) if rows is None else (X[rows], y[rows])
-                if sums is None or not sums.fit(number, before[-1], heads, own_X, own_y):
-                    family.fit(heads, before.fit_transform(own_X, own_y), own_y)
+                labels = y if rows is None else y[rows]
+                if sums is None or not sums.fit(number, before[-1], heads, labels):
+                    chosen = X if rows is None else X[rows]
+                    family.fit(heads, before.fit_transform(chosen, labels), labels)
         except HeadError as error:
             yield from [error] * len(candidates)
             continue

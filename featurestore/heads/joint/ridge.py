@@ -83,7 +83,7 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
         coef = np.concatenate([((X[:, s] - centre[s]) * root).T @ duals for s in spans])
         coefs = np.split(coef, len(estimators), axis=1)
     for head, coef in zip(estimators, coefs, strict=True):
-        _learn(head, copy, coef, goal - centre @ coef, X)
+        _learn(head, copy, coef, goal - centre @ coef, X.dtype)
 
 
 class FoldSums:
@@ -105,6 +105,8 @@ class FoldSums:
         Y = _targets(y, self.labels)
         self.centre = _mean(X, np.ones(len(X)))
         count = int(part_of.max()) + 1
+        self.dtype = X.dtype
+        self.x = np.zeros((count, X.shape[1]))
         self.y = np.zeros((count, Y.shape[1]))
         self.xx = np.zeros((count, X.shape[1], X.shape[1]))
         self.xy = np.zeros((count, X.shape[1], Y.shape[1]))
@@ -113,6 +115,7 @@ class FoldSums:
             self.y[part] = Y[members].sum(axis=0)
             for span in chunks(len(members), X.shape[1]):
                 rows = X[members[span]] - self.centre
+                self.x[part] += rows.sum(axis=0)
                 self.xx[part] += rows.T @ rows
                 self.xy[part] += rows.T @ Y[members[span]]
 
@@ -147,10 +150,13 @@ class FoldSums:
         part_of = np.where(held_out.any(axis=0), held_out.argmax(axis=0), len(folds))
         return cls(X, y, part_of, isinstance(last, RidgeClassifier))
 
-    def fit(
-        self, fold: int, scaler: Any, estimators: Sequence[Any], X: np.ndarray, y: np.ndarray
-    ) -> bool:
-        """Fit the scaler and the heads of a fold in place, on its training rows.
+    def fit(self, fold: int, scaler: Any, estimators: Sequence[Any], y: np.ndarray) -> bool:
+        """Fit a StandardScaler and the heads of a fold in place, on its training rows.
+
+        Parameters
+        ----------
+        y : ndarray (row,)
+            Labels of the training rows.
 
         Returns
         -------
@@ -158,24 +164,27 @@ class FoldSums:
             False if a feature hardly varies in these rows, against all: then nothing is fitted.
         """
         first = estimators[0]
-        scaler.fit(X)
-        y_sum, xx, xy = (
-            np.delete(sums, fold, axis=0).sum(axis=0) for sums in (self.y, self.xx, self.xy)
+        y_sum, x_sum, xx, xy = (
+            np.delete(sums, fold, axis=0).sum(axis=0) for sums in (self.y, self.x, self.xx, self.xy)
         )
-        moved, before = scaler.mean_ - self.centre, xx.diagonal().copy()
-        xx -= len(X) * np.outer(moved, moved)
-        if (xx.diagonal() < LEAST_SQUARES * before).any():
+        mean, squares = x_sum / len(y), xx.diagonal().copy()
+        xx -= len(y) * np.outer(mean, mean)
+        if (xx.diagonal() < LEAST_SQUARES * squares).any():
             return False
+        deviation = np.sqrt(xx.diagonal() / len(y))
+        # Two rows with the mean and the deviation of all.
+        scaler.fit(self.centre + mean + np.outer([-1, 1], deviation))
+        scaler.n_samples_seen_ = np.int64(len(y))
         xx /= np.outer(scaler.scale_, scaler.scale_)
         # The sum of (x - mean)·y is that of (x - mean)·(y - mean of y).
-        xy = (xy - np.outer(moved, y_sum)) / scaler.scale_[:, None]
+        xy = (xy - np.outer(mean, y_sum)) / scaler.scale_[:, None]
         copy, _ = _of_labels(first, y)
         if self.labels is not None:
             columns = np.searchsorted(self.labels, _columns(copy.classes_))
             y_sum, xy = y_sum[columns], xy[:, columns]
-        goal = y_sum / len(X) if first.fit_intercept else np.zeros(len(y_sum))
+        goal = y_sum / len(y) if first.fit_intercept else np.zeros(len(y_sum))
         for head, coef in zip(estimators, _solutions(estimators, xx, xy), strict=True):
-            _learn(head, copy, coef, goal, X)
+            _learn(head, copy, coef, goal, self.dtype)
         return True
 
 
@@ -223,9 +232,9 @@ def _of_labels(estimator: Any, y: np.ndarray) -> tuple[Any, np.ndarray]:
     return copy, _targets(y, None if classes is None else _columns(classes))
 
 
-def _learn(head: Any, copy: Any, coef: np.ndarray, intercept: np.ndarray, X: np.ndarray) -> None:
+def _learn(head: Any, copy: Any, coef: np.ndarray, intercept: np.ndarray, dtype: Any) -> None:
     """Give a head what its own fit would: coefficients (feature, target), intercepts (target,)."""
-    vars(head).update({**vars(copy), PENALTY: head.alpha, "n_features_in_": X.shape[1]})
-    head.coef_ = np.array(coef[:, 0] if copy.coef_.ndim == 1 else coef.T, X.dtype)
+    vars(head).update({**vars(copy), PENALTY: head.alpha, "n_features_in_": len(coef)})
+    head.coef_ = np.array(coef[:, 0] if copy.coef_.ndim == 1 else coef.T, dtype)
     if head.fit_intercept:
-        head.intercept_ = intercept.astype(X.dtype).reshape(np.shape(copy.intercept_))[()]
+        head.intercept_ = intercept.astype(dtype).reshape(np.shape(copy.intercept_))[()]

@@ -26,7 +26,7 @@ def fitted(
     sums = FoldSums.of(make_pipeline(StandardScaler(), make(1.0)), X, y, folds)
     pairs = [(StandardScaler(), [make(alpha) for alpha in PENALTIES]) for _ in folds]
     for number, (train, pair) in enumerate(zip(folds, pairs, strict=True)):
-        if sums is None or not sums.fit(number, *pair, X[train], y[train]):
+        if sums is None or not sums.fit(number, *pair, y[train]):
             return None
     return pairs
 
