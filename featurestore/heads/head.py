@@ -352,7 +352,9 @@ class Head(BaseModel):
             try:
                 confusion = json.loads(store.heads.read(head_id, CONFUSION_FILE))
                 for split, metrics in loaded.metrics.items():
-                    metrics["confusion"] = dict(confusion[split])
+                    count = len(confusion[split]["classes"])
+                    np.asarray(confusion[split]["matrix"], np.int64).reshape(count, count)
+                    metrics["confusion"] = confusion[split]
             except (KeyError, TypeError, ValueError, RecursionError) as error:
                 raise _misfit(head_id, f"{CONFUSION_FILE} is invalid") from error
         return loaded
@@ -375,21 +377,20 @@ class Head(BaseModel):
         return self.fitted if self.task == "regression" else logits_model(self.fitted)
 
     def _probabilities(self, X: np.ndarray) -> np.ndarray:
+        from scipy.special import softmax
+
         from featurestore.heads.network import gives_logits
 
         output = self._forward(self.fitted, self._rows(X))
-        if not gives_logits(self.fitted):
-            return output
-        powers = np.exp(output - output.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        return softmax(output, axis=1) if gives_logits(self.fitted) else output
 
     def _forward(self, model: Any, rows: np.ndarray) -> np.ndarray:
         import keras
 
-        if not len(rows):
-            return np.zeros((0, len(self.classes) or 1))
-        parts = [model(part, training=False) for part in forward_parts(rows)]
-        return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype("f8")
+        step = max(1, FORWARD_BYTES // (4 * int(np.prod(rows.shape[1:]))))
+        chunks = [rows[start : start + step] for start in range(0, len(rows), step)]
+        outputs = [keras.ops.convert_to_numpy(model(X, training=False)) for X in chunks]
+        return np.concatenate([np.zeros((0, len(self.classes) or 1)), *outputs])
 
 
 def _misfit(head_id: str, reason: str) -> DamagedError:
@@ -397,12 +398,6 @@ def _misfit(head_id: str, reason: str) -> DamagedError:
         f"the files of head {head_id!r} do not fit its document: {reason}",
         remedy="fit the head again with `featurestore train`",
     )
-
-
-def forward_parts(rows: np.ndarray) -> list[np.ndarray]:
-    """Return features (row, …) in the parts that a Keras head takes at a time."""
-    step = max(1, FORWARD_BYTES // (4 * int(np.prod(rows.shape[1:]))))
-    return [rows[at : at + step] for at in range(0, len(rows), step)]
 
 
 def find(store: FeatureStore, text: str) -> str:

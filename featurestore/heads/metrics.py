@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -76,20 +76,27 @@ def _predictions(
     heads: Sequence[Head], X: np.ndarray, split: str
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Return the labels that each head predicts, (row,), and its probabilities or None."""
-    if len(heads) > 1:
-        X = heads[0].fitted[:-1].transform(X.reshape(len(X), -1))
-        heads = [head.of_last_step(X.shape[1:]) for head in heads]
+    from sklearn import config_context
+
     where = "rows that a fold holds out" if split == HELD_OUT else f"{split} split"
+    jointly = len(heads) > 1
+    if jointly:
+        X = heads[0].fitted[:-1].transform(X.reshape(len(X), -1))
+        if not np.isfinite(X).all():
+            raise HeadError(f"the features of the {where} have NaN or infinity")
+        heads = [head.of_last_step(X.shape[1:]) for head in heads]
     predictions = []
     for head in heads:
         params = f" with {json.dumps(head.params)}" if head.params else ""
         name = f"head {head.estimator!r}{params}"
         try:
-            probabilities = head.predict_proba(X)
-            if head.kind == "keras" and probabilities is not None:  # One forward pass, not two.
-                predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
-            else:
-                predicted = head.predict(X)
+            # The rows of a joint fit are checked once.
+            with config_context(assume_finite=jointly):
+                probabilities = head.predict_proba(X)
+                if head.kind == "keras" and probabilities is not None:  # One forward pass, not two.
+                    predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
+                else:
+                    predicted = head.predict(X)
         except Exception as error:  # as when a row has no neighbour within the radius
             text = one_line(error, 300)
             raise HeadError(f"{name} cannot predict the {where}: {text}") from error
@@ -132,21 +139,28 @@ def classification(
         None without probabilities) and ``confusion``: ``classes`` and ``matrix`` (true class,
         predicted class).
     """
-    # The definitions are scikit-learn's. Its functions take ten times as long for 10,000 rows, and
-    # more for fewer, because each checks and encodes the labels again.
+    # scikit-learn's functions, which check and encode the labels again, take ten times as long.
     order = [*classes, *sorted({*truth.tolist(), *predicted.tolist()} - set(classes))]
-    pairs = _positions(truth, order) * len(order) + _positions(predicted, order)
-    matrix = np.bincount(pairs, minlength=len(order) ** 2).reshape(len(order), len(order))
-    hits, true, guesses = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    occurs, either = true > 0, true + guesses > 0
+    true, guessed = (_positions(labels.tolist(), order) for labels in (truth, predicted))
+    matrix = np.bincount(true * len(order) + guessed, minlength=len(order) ** 2)
+    matrix = matrix.reshape(len(order), len(order))
+    _, recall, f1 = _rates(matrix)
+    column = _positions(order, columns)[true]
     return {
         "rows": len(truth),
-        "accuracy": float(hits.sum() / len(truth)),
-        "balanced_accuracy": float((hits[occurs] / true[occurs]).mean()),
-        "macro_f1": float((2 * hits[either] / (true + guesses)[either]).mean()),
-        "log_loss": None if probabilities is None else _log_loss(truth, probabilities, columns),
+        "accuracy": float(matrix.trace() / len(truth)),
+        "balanced_accuracy": float(np.nanmean(recall)),
+        "macro_f1": float(np.nanmean(f1)),
+        "log_loss": None if probabilities is None else _log_loss(column, probabilities),
         "confusion": {"classes": order, "matrix": matrix.tolist()},
     }
+
+
+def _rates(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return precision, recall and F1 of each class, (class,); NaN where they are undefined."""
+    hits, rows, guesses = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return hits / guesses, hits / rows, 2 * hits / (rows + guesses)
 
 
 def by_class(confusion: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -164,35 +178,31 @@ def by_class(confusion: Mapping[str, Any]) -> list[dict[str, Any]]:
     >>> by_class({"classes": ["a", "b"], "matrix": [[3, 1], [0, 2]]})[1]["precision"]
     0.6666666666666666
     """
-    matrix = np.asarray(confusion["matrix"])
-    table = []
-    for index, name in enumerate(confusion["classes"]):
-        hits = int(matrix[index, index])
-        rows, guesses = int(matrix[index].sum()), int(matrix[:, index].sum())
-        wrong = matrix[index].copy()
-        wrong[index] = 0
-        table.append(
-            {
-                "class": name,
-                "rows": rows,
-                "precision": hits / guesses if guesses else None,
-                "recall": hits / rows if rows else None,
-                "f1": 2 * hits / (rows + guesses) if rows + guesses else None,
-                "mistaken_for": confusion["classes"][int(wrong.argmax())] if wrong.any() else None,
-            }
-        )
-    return table
+    classes, matrix = confusion["classes"], np.asarray(confusion["matrix"])
+    wrong, rates = matrix - np.diag(matrix.diagonal()), np.stack(_rates(matrix), axis=1)
+    return [
+        {
+            "class": name,
+            "rows": int(matrix[index].sum()),
+            **{
+                rate: None if np.isnan(value) else float(value)
+                for rate, value in zip(("precision", "recall", "f1"), rates[index], strict=True)
+            },
+            "mistaken_for": classes[int(wrong[index].argmax())] if wrong[index].any() else None,
+        }
+        for index, name in enumerate(classes)
+    ]
 
 
-def _positions(labels: np.ndarray, order: Sequence[Any]) -> np.ndarray:
+def _positions(labels: Iterable[Any], order: Sequence[Any]) -> np.ndarray:
     """Return the position of each label in ``order``; -1 if it is not there."""
     position = {label: index for index, label in enumerate(order)}
-    return np.array([position.get(label, -1) for label in labels.tolist()])
+    return np.array([position.get(label, -1) for label in labels])
 
 
-def _log_loss(truth: np.ndarray, probabilities: np.ndarray, columns: Sequence[Any]) -> float:
-    column = _positions(truth, columns)
-    of_truth = np.where(column < 0, 0.0, probabilities[np.arange(len(truth)), column])
+def _log_loss(column: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean loss in nats; ``column`` is that of the true class, or -1 without one."""
+    of_truth = np.where(column < 0, 0.0, probabilities[np.arange(len(column)), column])
     clipped = np.clip(of_truth.astype(np.float64), SMALLEST_PROBABILITY, 1.0)
     return float(-np.log(clipped).mean()) + 0.0  # a loss of zero is 0.0 instead of -0.0
 

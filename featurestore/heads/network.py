@@ -89,11 +89,9 @@ class TrainingOptions(Settings):
             return None
         if self.class_weight != "balanced":
             return {code: self.class_weight.get(name, 1.0) for code, name in enumerate(classes)}
-        codes, counts = np.unique(targets, return_counts=True)
-        weights = len(targets) / (len(codes) * counts)
-        return dict.fromkeys(range(len(classes)), 1.0) | dict(
-            zip(codes.tolist(), weights.tolist(), strict=True)
-        )
+        counts = np.bincount(targets, minlength=len(classes))
+        shares = (counts > 0).sum() * counts / len(targets)
+        return {code: float(1 / share) if share else 1.0 for code, share in enumerate(shares)}
 
 
 def _listed(value: Any) -> Any:
