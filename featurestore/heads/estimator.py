@@ -67,7 +67,8 @@ def fit(
     """
     import joblib
 
-    jobs = [(each, X, y, rows, os.getpid()) for rows in subsets for each in candidates]
+    parent = os.getpid()
+    jobs = [(head, X, y, rows, parent) for rows in subsets for head in candidates]
     # More than one only if the user configured joblib so.
     configured = joblib.effective_n_jobs(None)
     cores = configured if configured > 1 else joblib.effective_n_jobs(-1)
@@ -103,51 +104,40 @@ def fit(
 def _fit(
     candidate: Candidate, X: np.ndarray, y: np.ndarray, rows: np.ndarray | None, parent: int
 ) -> Fitted | HeadError:
-    if rows is not None:
-        X, y = X[rows], y[rows]
-    # A class of the user's may print, and another process shares the output of its parent.
-    apart = os.getpid() != parent
-    with _ONE, redirect_stdout(sys.stderr) if apart else nullcontext():
-        try:
-            return fit_estimator(candidate, X, y)
-        except HeadError as error:
-            return error
-
-
-def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray) -> Fitted:
-    """Fit a copy of an estimator on the training rows; HeadError if it cannot be fitted or predict.
+    """Fit a copy of an estimator; return why it cannot be fitted, or cannot predict.
 
     Classifiers of other libraries may take nothing but class numbers from 0 (XGBoost, skorch). They
     get these if they refuse the labels; `Head.predict` then gives labels again.
-
-    Parameters
-    ----------
-    candidate : Candidate
-    X : numpy.ndarray of float32 (row, feature)
-    y : numpy.ndarray (row,)
-        Labels.
     """
     from sklearn.base import clone, is_classifier
+
+    if rows is not None:
+        X, y = X[rows], y[rows]
 
     def fitted(y: np.ndarray) -> Any:
         estimator = clone(candidate.template)
         returned = estimator.fit(X, y)
         return estimator if returned is None else returned  # A user's class may return nothing.
 
+    # A class of the user's may print, and another process shares the output of its parent.
+    quiet = nullcontext() if os.getpid() == parent else redirect_stdout(sys.stderr)
     is_class = is_classifier(candidate.template)
     labels: np.ndarray | None = None
     started = time.perf_counter()
-    with caught(candidate.name) as warned:
-        try:
-            estimator = fitted(y)
-        except (TypeError, ValueError):
-            if not is_class or not any(foreign(candidate.fields)):
-                raise
-            labels, numbers = np.unique(y, return_inverse=True)
-            estimator = fitted(numbers)
-        seconds = time.perf_counter() - started
-        # Some mistakes, such as more neighbours than rows, only show in a prediction.
-        estimator.predict(X[:1])
+    try:
+        with _ONE, quiet, caught(candidate.name) as warned:
+            try:
+                estimator = fitted(y)
+            except (TypeError, ValueError):
+                if not is_class or not any(foreign(candidate.fields)):
+                    raise
+                labels, numbers = np.unique(y, return_inverse=True)
+                estimator = fitted(numbers)
+            seconds = time.perf_counter() - started
+            # Some mistakes, such as more neighbours than rows, only show in a prediction.
+            estimator.predict(X[:1])
+    except HeadError as error:
+        return error
     if not is_class:
         return Fitted(estimator, (), seconds, texts(warned))
     if not hasattr(estimator, "classes_"):

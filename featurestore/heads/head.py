@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from featurestore.digests import finite_json
-from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, received
+from featurestore.errors import DamagedError, HeadError, received
 from featurestore.heads import persist
 from featurestore.heads.decision import decision_values
 from featurestore.heads.identity import foreign
@@ -345,7 +345,7 @@ class Head(BaseModel):
                 "list them with `featurestore heads`",
             )
         store = FeatureStore.of(store)
-        head_id = find(store, head)
+        head_id = store.heads.find(head)
         loaded = cls.of_document(store.heads.get(head_id), store)
         loaded._trusted = trusted
         if loaded.task == "classification":
@@ -397,23 +397,4 @@ def _misfit(head_id: str, reason: str) -> DamagedError:
     return DamagedError(
         f"the files of head {head_id!r} do not fit its document: {reason}",
         remedy="fit the head again with `featurestore train`",
-    )
-
-
-def find(store: FeatureStore, text: str) -> str:
-    """Return the only id that begins with ``text``, or whose head has this label.
-
-    NotFoundError offers the nearest.
-    """
-    ids = store.heads.matching(text)
-    if len(ids) == 1:
-        return ids[0]
-    if ids:
-        shown = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
-        raise NotFoundError(
-            f"{text!r} matches {len(ids)} heads: {shown}", remedy="give one of these"
-        )
-    raise NotFoundError(
-        f"no head {text!r} in {store.location}; {nearest(text, store.heads.keys())}",
-        remedy="list them with `featurestore heads`",
     )

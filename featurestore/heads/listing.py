@@ -90,8 +90,8 @@ def folds_line(folds: Mapping[str, Any]) -> str:
 
 
 def _figures(folds: Mapping[str, Any]) -> dict[str, str]:
-    known = {metric: mean_and_spread(folds, metric) for metric in folds["metrics"]}
-    return {metric: "{:.3f} ± {:.3f}".format(*pair) for metric, pair in known.items() if pair}
+    pairs = {metric: mean_and_spread(folds, metric) for metric in folds["metrics"]}
+    return {metric: "{:.3f} ± {:.3f}".format(*pair) for metric, pair in pairs.items() if pair}
 
 
 def with_found_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -77,10 +77,10 @@ class TrainingOptions(Settings):
             raise HeadError(
                 f"head {name!r}: class_weight is for classes, and the labels are numbers"
             )
-        known = list(features.classes)
+        classes = list(features.classes)
         for label in () if self.class_weight == "balanced" else self.class_weight:
-            if label not in known:
-                offer = nearest(str(label), map(str, known))
+            if label not in classes:
+                offer = nearest(str(label), map(str, classes))
                 raise HeadError(f"head {name!r}: class_weight names no class {label!r}; {offer}")
 
     def class_weights(self, classes: Sequence[Any], targets: np.ndarray) -> dict[int, float] | None:

@@ -58,15 +58,13 @@ def check_named(name: str, params: Mapping[str, Any], task: Task | None = None) 
     if name in KERAS_HEADS:
         dense_options(name, params)
         return
-    tasks: list[Task] = [task] if task else ["classification", "regression"]
-    errors = []
-    for possible in tasks:
+    try:
+        sklearn_head(name, params, task or "classification", seed=0)
+    except HeadError as error:
         try:
-            sklearn_head(name, params, possible, seed=0)
-            return
-        except HeadError as error:
-            errors.append(error)
-    raise errors[0]
+            sklearn_head(name, params, task or "regression", seed=0)
+        except HeadError:
+            raise error from None
 
 
 def dense_options(name: str, params: Mapping[str, Any]) -> DenseOptions:

@@ -213,6 +213,21 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         labels |= {self.key(damage.path): None for damage in damaged}
         return sorted(key for key, label in labels.items() if label == text or key.startswith(text))
 
+    def find(self, text: str) -> str:
+        """Return the only id that begins with a text, or whose head has this label.
+
+        NotFoundError offers the nearest.
+        """
+        ids = self.matching(text)
+        if not ids:
+            raise self.not_found(f"{self.folder}/{text}")
+        if len(ids) > 1:
+            shown = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
+            raise NotFoundError(
+                f"{text!r} matches {len(ids)} heads: {shown}", remedy="give one of these"
+            )
+        return ids[0]
+
     def _check(self, path: str) -> Iterator[Damage]:
         head_id = self.key(path)
         try:

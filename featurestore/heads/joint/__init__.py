@@ -123,5 +123,5 @@ def fit(
             pipeline.steps[:-1] = before.steps
             classes = tuple(head.classes_.tolist()) if hasattr(head, "classes_") else ()
             # A warning may name the head that it is of.
-            own = [each for each in warned if getattr(each.message, "estimator", head) is head]
+            own = [one for one in warned if getattr(one.message, "estimator", head) is head]
             yield Fitted(pipeline, classes, seconds, texts(own))
