@@ -46,21 +46,25 @@ def evaluate(heads: Sequence[Head], rows: Rows) -> list[dict[str, dict[str, Any]
         If a head cannot predict a split, or predicts NaN or infinity.
     """
     metrics: list[dict[str, dict[str, Any]]] = [{} for _ in heads]
-    for split in rows.splits:
-        if not rows.count(split):
-            continue
-        truth = rows.labels(split)
-        chunks = [_predictions(heads, X, split) for X in rows.chunks(split)]
-        for head, own, predictions in zip(heads, metrics, zip(*chunks, strict=True), strict=True):
-            predicted = np.concatenate([labels for labels, _ in predictions])
+    jointly = len(heads) > 1
+    for split in filter(rows.count, rows.splits):
+        where = "rows that a fold holds out" if split == HELD_OUT else f"{split} split"
+        truth, last_steps = rows.labels(split), heads
+        chunks: Iterable[np.ndarray] = rows.chunks(split)
+        if jointly:
+            before = heads[0].fitted[:-1]
+            chunks = [before.transform(X.reshape(len(X), -1)) for X in chunks]
+            if not all(np.isfinite(X).all() for X in chunks):
+                raise HeadError(f"the features of the {where} have NaN or infinity")
+            last_steps = [head.of_last_step(chunks[0].shape[1:]) for head in heads]
+        for head, own in zip(last_steps, metrics, strict=True):
+            predicted, probabilities = _predictions(head, chunks, where, checked=jointly)
             if head.task == "regression":
                 own[split] = regression(truth, predicted)
-                continue
-            columns = [columns for _, columns in predictions if columns is not None]
-            probabilities = np.concatenate(columns) if columns else None
-            own[split] = classification(
-                truth, predicted, probabilities, head.classes, rows.features.classes
-            )
+            else:
+                own[split] = classification(
+                    truth, predicted, probabilities, head.classes, rows.features.classes
+                )
     return metrics
 
 
@@ -73,25 +77,17 @@ def without_confusion(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str,
 
 
 def _predictions(
-    heads: Sequence[Head], X: np.ndarray, split: str
-) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Return the labels that each head predicts, (row,), and its probabilities or None."""
+    head: Head, chunks: Iterable[np.ndarray], where: str, *, checked: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the labels that a head predicts, (row,), and its probabilities or None."""
     from sklearn import config_context
 
-    where = "rows that a fold holds out" if split == HELD_OUT else f"{split} split"
-    jointly = len(heads) > 1
-    if jointly:
-        X = heads[0].fitted[:-1].transform(X.reshape(len(X), -1))
-        if not np.isfinite(X).all():
-            raise HeadError(f"the features of the {where} have NaN or infinity")
-        heads = [head.of_last_step(X.shape[1:]) for head in heads]
-    predictions = []
-    for head in heads:
-        params = f" with {json.dumps(head.params)}" if head.params else ""
-        name = f"head {head.estimator!r}{params}"
+    params = f" with {json.dumps(head.params)}" if head.params else ""
+    name = f"head {head.estimator!r}{params}"
+    pairs = []
+    for X in chunks:
         try:
-            # The rows of a joint fit are checked once.
-            with config_context(assume_finite=jointly):
+            with config_context(assume_finite=checked):
                 probabilities = head.predict_proba(X)
                 if head.kind == "keras" and probabilities is not None:  # One forward pass, not two.
                     predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
@@ -106,8 +102,9 @@ def _predictions(
                     f"{name} predicts NaN or infinity on the {where}",
                     remedy="change its parameters, or use another head",
                 )
-        predictions.append((predicted, probabilities))
-    return predictions
+        pairs.append((predicted, probabilities))
+    labels, columns = zip(*pairs, strict=True)
+    return np.concatenate(labels), None if columns[0] is None else np.concatenate(columns)
 
 
 def classification(
