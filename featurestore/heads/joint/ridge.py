@@ -103,7 +103,8 @@ class FoldSums:
     ) -> None:
         self.labels = np.unique(y) if is_classifier else None
         Y = _targets(y, self.labels)
-        self.centre = _mean(X, np.ones(len(X)))
+        # Of a constant feature exactly, so that its sums are zero.
+        self.centre = np.where((X == X[0]).all(axis=0), X[0], _mean(X, np.ones(len(X))))
         count = int(part_of.max()) + 1
         self.dtype = X.dtype
         self.x = np.zeros((count, X.shape[1]))

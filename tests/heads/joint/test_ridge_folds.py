@@ -65,7 +65,9 @@ def test_heads_are_those_of_each_fold_fitted_alone(labels: str, intercept: bool)
     names = np.array(["a", "b", "c"])[: 2 if labels == "two" else 3]
     y = draw.normal(size=60) if labels == "numbers" else names[draw.integers(0, len(names), 60)]
     kind = Ridge if labels == "numbers" else RidgeClassifier
-    check_equal(rows(60, 7), y, lambda alpha: kind(alpha, fit_intercept=intercept))
+    X = rows(60, 7)
+    X[:, 1] = 0.1  # Its mean is not exact.
+    check_equal(X, y, lambda alpha: kind(alpha, fit_intercept=intercept))
 
 
 def test_a_class_that_only_the_held_out_rows_have() -> None:
