@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from featurestore.heads.folds import FOLDS, common, mean_and_spread
+from featurestore.heads.metrics import METRICS
 from featurestore.heads.transferability import SCORES
-from featurestore.store.variants import FIELDS, tell_apart
+from featurestore.store.variants import tell_apart
 from featurestore.table import Grid, plural, printable, size
 
 # Below a table of heads that were compared over folds.
@@ -53,14 +54,11 @@ def heads_layout(rows: Rows, sort: str | None = None) -> Iterator[Grid | str]:
 
 
 def _heads(rows: Rows, more: list[str]) -> Grid:
-    fixed = ("head", "dataset", "model", "layer", "kind", "params", "metrics", "created")
-    notes = ("estimator", "label", "tags", "note", "best_params", "folds", "tied")
-    others = (*fixed, *notes, "seed", "manifest", "stale", "prefix", *FIELDS)
     # Without a test split or folds, their column is left out.
     measured = [
         name
         for name in rows[0]
-        if name not in others and any(row[name] is not None for row in rows)
+        if name.partition("_")[2] in METRICS and any(row[name] is not None for row in rows)
     ]
     rows, variants = tell_apart([{**row, **over_folds(row)} for row in rows])
     several = ["seed"] if len({row["seed"] for row in rows}) > 1 else []

@@ -104,7 +104,7 @@ class FoldSums:
         self.labels = np.unique(y) if is_classifier else None
         Y = _targets(y, self.labels)
         # Of a constant feature exactly, so that its sums are zero.
-        self.centre = np.where((X == X[0]).all(axis=0), X[0], _mean(X, np.ones(len(X))))
+        self.centre = np.where(np.ptp(X, axis=0) == 0, X[0], _mean(X, np.ones(len(X))))
         count = int(part_of.max()) + 1
         self.dtype = X.dtype
         self.x = np.zeros((count, X.shape[1]))
