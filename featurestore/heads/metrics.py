@@ -80,6 +80,7 @@ def _predictions(
     head: Head, chunks: Iterable[np.ndarray], where: str, *, checked: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the labels that a head predicts, (row,), and its probabilities or None."""
+    from scipy.special import softmax
     from sklearn import config_context
 
     params = f" with {json.dumps(head.params)}" if head.params else ""
@@ -88,8 +89,12 @@ def _predictions(
     for X in chunks:
         try:
             with config_context(assume_finite=checked):
-                probabilities = head.predict_proba(X)
-                if head.kind == "keras" and probabilities is not None:  # One forward pass, not two.
+                if checked and head.task == "classification":  # One product of matrices for both.
+                    values = head.decision_function(X)
+                    predicted = np.asarray(head.classes)[values.argmax(axis=1)]
+                    likely = hasattr(head.fitted, "predict_proba")
+                    probabilities = softmax(values, axis=1) if likely else None
+                elif (probabilities := head.predict_proba(X)) is not None and head.kind == "keras":
                     predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
                 else:
                     predicted = head.predict(X)
