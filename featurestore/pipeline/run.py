@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from featurestore.errors import DatasetError, HeadError, NotFoundError, nearest
 from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.features import Features, stored, without_boundaries
 from featurestore.heads import Head, best, leaderboard
-from featurestore.heads.calls import Call, Failed, add, fit_calls
+from featurestore.heads.fit import fit_each
 from featurestore.heads.folds import FOLDS
 from featurestore.listening import OnEvent, receiver
 from featurestore.pipeline.check import File, Source, check_backbones, check_data, check_heads
@@ -255,15 +255,15 @@ class _Run:
 
     def _heads(
         self, arrays: Sequence[Features], selection: dict[str, str]
-    ) -> tuple[list[Head], list[Failed]]:
+    ) -> tuple[list[Head], list[dict[str, Any]]]:
         started = time.perf_counter()
         before = {meta["id"] for meta in self.store.heads.values()}
         self._say("heads", "the best by {split} {metric}".format(**selection))
         heads: dict[str, Head] = {}
-        failed: list[Failed] = []
+        failed: list[dict[str, Any]] = []
         for features in arrays:
             self._say("heads", f"on {features.ref} by {features.key.short.model}")
-            fitted, errors = fit_calls(self._calls(features), self.on_event)
+            fitted, errors = fit_each(self._requests(features), self.on_event)
             heads |= {head.id: head for head in fitted}
             failed += errors
         if all(map(is_pixels, heads.values())):
@@ -272,13 +272,12 @@ class _Run:
         self._end("heads", started, fresh=not before.issuperset(heads), result=result)
         return list(heads.values()), failed
 
-    def _calls(self, features: Features) -> list[Call]:
-        calls: list[Call] = []
+    def _requests(self, features: Features) -> Iterator[Any]:
         for head in self.spec.heads:
             options = head.model_dump(include={"seed", "label", "tags", "note"})
             options |= {"folds": self.spec.folds, "seeds": self.spec.seeds}
-            add(calls, features, options, [(head.head, params) for params in head.combinations()])
-        return calls
+            for params in head.combinations():
+                yield features, options, (head.head, params)
 
     def _choose(self, heads: Sequence[Head], metric: str) -> Head:
         """Return the best head on features; for a promotion, the best that can be promoted."""
