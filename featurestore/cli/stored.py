@@ -211,8 +211,8 @@ def rm_command(names: tuple[str, ...], keep_heads: bool, yes: bool, store: str) 
     NAME is a data set, a head (its id, the beginning of its id, or its label) or features (a key,
     or any unique part of one). Heads are removed with the data set or features that they were
     fitted on, and features with the last data set or head that needs them: everything is listed
-    first. Images and promoted models are not touched. With --json but without --yes, the document lists
-    what would be removed, and "removed" is false.
+    first. Images and promoted models are not touched. With --json but without --yes, the document
+    lists what would be removed, and "removed" is false.
 
     \b
     Example:
