@@ -30,9 +30,9 @@ from sklearn.preprocessing import StandardScaler
 
 import featurestore as fs
 from benchmarks.measure import DATA, MOBILENET, MOBILENETV2, machine
-from featurestore.heads.banks import logistic as family
-from featurestore.heads.banks import ridge as ridge_bank
 from featurestore.heads.folds import split
+from featurestore.heads.joint import logistic as family
+from featurestore.heads.joint.ridge import FoldSums
 
 CS = np.logspace(-5, 1, 52)
 # Those of them that scikit-learn fits.
@@ -127,16 +127,17 @@ def together(cs: np.ndarray, features: fs.Features) -> tuple[Clock, list[fs.Head
     return clock, heads
 
 
-def bank(cs: np.ndarray, features: fs.Features) -> Clock:
-    """Fit heads together and predict the validation rows, on arrays that are read already."""
+def jointly(cs: np.ndarray, features: fs.Features) -> Clock:
+    """Fit heads jointly and predict the validation rows, on arrays that are read already."""
     x, y = rows(features, "train")
     val_x, _ = rows(features, "val")
     heads = [LogisticRegression(C=c, max_iter=1000) for c in cs]
     with Clock() as clock:
         scaler = StandardScaler()
         family.fit(heads, scaler.fit_transform(x), y)
-        for _ in family.predict(heads, scaler.transform(val_x)):
-            pass
+        val_x = scaler.transform(val_x)
+        for head in heads:
+            head.predict(val_x)
     return clock
 
 
@@ -151,9 +152,9 @@ def compare(features: fs.Features, cs: np.ndarray, picked: np.ndarray, kept: Pat
     """Print a table: ours before, scikit-learn's heads, ours after."""
     x, y = rows(features, "train")
     together(cs[:1], features)  # imports
-    before = bank(cs, features)
+    before = jointly(cs, features)
     fitted = one_by_one(picked, features, kept)
-    after, (whole, found) = bank(cs, features), together(cs, features)
+    after, (whole, found) = jointly(cs, features), together(cs, features)
     heads = {float(c): head for c, head in zip(cs, found, strict=True)}
     apart = [objective(heads[each["c"]].fitted, x, y) / each["objective"] - 1 for each in fitted]
     best = max(head.metrics["val"]["accuracy"] for head in heads.values())
@@ -164,7 +165,7 @@ def compare(features: fs.Features, cs: np.ndarray, picked: np.ndarray, kept: Pat
     print(
         f"| scikit-learn | {len(fitted)} | {clock:.1f} | {processor:.1f} | 1 | 1 | {theirs:.4f} |"
     )
-    names = ("bank, before", "bank, after", "`fit_heads`: read, fit, all metrics")
+    names = ("fitted jointly, before", "after", "`fit_heads`: read, fit, all metrics")
     for name, turn in zip(names, (before, after, whole), strict=True):
         print(
             f"| {name} | {len(cs)} | {turn.clock:.1f} | {turn.processor:.1f} "
@@ -209,19 +210,18 @@ def ridge(folder: Path) -> None:
     x, y = rows(features, "train")
     folds = split(np.unique(y, return_inverse=True)[1].astype(np.int32), None, 5, 0)
 
-    def bank() -> tuple[Clock, np.ndarray]:
-        scalers = [StandardScaler() for _ in folds]
-        heads = [[RidgeClassifier(alpha) for alpha in alphas] for _ in folds]
+    def jointly() -> tuple[Clock, np.ndarray]:
+        pipeline = make_pipeline(StandardScaler(), RidgeClassifier())
+        accuracies = []
         with Clock() as clock:
-            assert ridge_bank.fit_folds(scalers, heads, x, y, [held_out for _, held_out in folds])
-            found = [
-                [
-                    (predicted == y[held_out]).mean()
-                    for predicted, _ in ridge_bank.predict(fitted, scaler.transform(x[held_out]))
-                ]
-                for scaler, fitted, (_, held_out) in zip(scalers, heads, folds, strict=True)
-            ]
-        return clock, np.array(found)
+            sums = FoldSums.of(pipeline, x, y, [train for train, _ in folds])
+            assert sums is not None
+            for fold, (train, held_out) in enumerate(folds):
+                scaler, heads = StandardScaler(), [RidgeClassifier(alpha) for alpha in alphas]
+                assert sums.fit(fold, scaler, heads, y[train])
+                rows = scaler.transform(x[held_out])
+                accuracies.append([(head.predict(rows) == y[held_out]).mean() for head in heads])
+        return clock, np.array(accuracies)
 
     def alone(fold: int, number: int) -> tuple[Clock, float]:
         train, held_out = folds[fold]
@@ -236,13 +236,13 @@ def ridge(folder: Path) -> None:
             fs.fit_heads(features, wanted, folds=len(folds), save=False)
         return clock
 
-    ours, theirs, apart, cells = [bank()], [], [], [(each % 5, 2 * each) for each in range(10)]
+    ours, theirs, apart, cells = [jointly()], [], [], [(each % 5, 2 * each) for each in range(10)]
     for done, cell in enumerate(cells, 1):
         clock, accuracy = alone(*cell)
         theirs.append(clock)
         apart.append(abs(accuracy - ours[0][1][cell]))
         if done % 5 == 0:
-            ours.append(bank())
+            ours.append(jointly())
     everything = whole()
     clock, processor = (
         10 * sum(getattr(each, kind) for each in theirs) for kind in ("clock", "processor")
@@ -250,7 +250,7 @@ def ridge(folder: Path) -> None:
     print("| | fits | seconds | processor s | ratio | of processor s |")
     print("| --- | --- | --- | --- | --- | --- |")
     print(f"| scikit-learn | 100, of which 10 timed | {clock:.0f} | {processor:.0f} | 1 | 1 |")
-    turns = [("a bank: fit, predict the held-out rows", 100, each) for each, _ in ours]
+    turns = [("fitted jointly: fit, predict the held-out rows", 100, each) for each, _ in ours]
     turns.append(("`fit_heads(…, folds=5)`: read, fit, fit on all rows, metrics", 120, everything))
     for name, count, turn in turns:
         ratios = clock / turn.clock, processor / turn.processor

@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 import featurestore as fs
 from benchmarks.measure import DATA, MOBILENET, MOBILENETV2, STAMPS, VGG16, machine
-from featurestore.heads.banks import logistic
+from featurestore.heads.joint import logistic
 from featurestore.heads.transferability import SCORES, transferability
 
 EXPANDED = (1, 3, 5, 6, 8, 10, 12, 13, 15, 16)

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from featurestore.heads import leaderboard as leaderboard
     from featurestore.heads import rank as rank
     from featurestore.pipeline.run import run as run
-    from featurestore.promotion import Promotion as Promotion
-    from featurestore.promotion import evaluate as evaluate
-    from featurestore.promotion import fixed_images as fixed_images
-    from featurestore.promotion import predict as predict
-    from featurestore.promotion import promote as promote
+    from featurestore.promotion.evaluation import evaluate as evaluate
     from featurestore.promotion.evaluation import mistakes as mistakes
+    from featurestore.promotion.exportable import fixed_images as fixed_images
+    from featurestore.promotion.inference import predict as predict
+    from featurestore.promotion.run import Promotion as Promotion
+    from featurestore.promotion.run import promote as promote
     from featurestore.store import FeatureKey as FeatureKey
     from featurestore.store import FeatureStore as FeatureStore
     from featurestore.table import Table as Table
@@ -52,8 +52,7 @@ _NAMES = {
     "features.listing": "ls",
     "heads": "Head annotate best fit_head fit_heads leaderboard rank",
     "pipeline.run": "run",
-    "promotion": "Promotion evaluate fixed_images predict promote",
-    "promotion.evaluation": "mistakes",
+    "promotion": "Promotion evaluate fixed_images mistakes predict promote",
     "store": "FeatureKey FeatureStore",
     "table": "Table",
 }

@@ -221,7 +221,7 @@ def test_each_thing_shows_itself_in_one_line_and_as_html(
     head = fs.fit_head(features, "logistic")
     shown(head, head.id, LAYER, "photos", "val accuracy")
     promotion = fs.promote(head)
-    shown(promotion, head.id, "equal to the head on", "val accuracy")
+    shown(promotion, head.id, "compared with the head on", "val accuracy")
     assert "block" in repr(fs.FeatureKey("a", "block:avg", "blake2b:" + "3" * 64, "x:" + "9" * 64))
 
 

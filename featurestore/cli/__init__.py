@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 from io import TextIOWrapper
@@ -12,7 +11,7 @@ import click
 
 from featurestore.cli.interrupts import Interrupts
 from featurestore.cli.output import flags, quiet_libraries, say
-from featurestore.errors import FeatureStoreError, SpecError, nearest
+from featurestore.errors import FeatureStoreError, SpecError
 
 # command -> module of featurestore.cli that defines it, and its line in `featurestore --help`,
 # which imports none of these modules.
@@ -29,6 +28,7 @@ _COMMANDS = {
     "gc": ("stored", "Remove everything that no data set or head refers to."),
     "rank": ("heads", "Rank the stored layers, before any head is trained."),
     "train": ("heads", "Train one head on stored features."),
+    "refit": ("heads", "Fit stale heads again, on the present samples."),
     "heads": ("heads", "List the trained heads, best first."),
     "tag": ("heads", "Label or tag a head, or write a note on it."),
     "promote": ("models", "Fuse a head and its backbone into one Keras model."),
@@ -54,13 +54,6 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in _COMMANDS:
-            ctx.fail(f"no command {args[0]!r}; {nearest(args[0], _COMMANDS)}")
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -119,21 +112,10 @@ def _failed(error: BaseException) -> int:
     elif isinstance(error, FeatureStoreError):
         lines = [" ".join(str(error).split())]
     elif isinstance(error, OSError) and error.errno is not None:
-        lines = [_os_error(error)]
+        # Without a file name it comes from os.getcwd.
+        lines = [f"{error.strerror} ({error.filename or 'the current folder'})"]
     else:
         raise error
     for line in lines:
         say(f"error: {line}", err=True)
     return 1
-
-
-def _os_error(error: OSError) -> str:
-    if error.errno == errno.ENOENT and not error.filename:
-        # From os.getcwd.
-        return "the current folder no longer exists; change to another one"
-    text = f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
-    if error.errno == errno.ENOSPC:
-        return f"{text}; free some space, then run the command again"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{text}; give access to it, or name another place"
-    return text

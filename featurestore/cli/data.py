@@ -51,8 +51,8 @@ def scan_command(data: str, dataset: dict[str, Any], every: bool, store: str) ->
     """Record the samples, labels and splits of DATA under a name.
 
     DATA is a folder (with class sub-folders, or flat; folders train, val and test are the splits),
-    a CSV or Parquet table with the columns path and label, and optionally split, or the name of a
-    data set that was scanned before. No features are computed. A data set of the same name is
+    a CSV, TSV or Parquet table with the columns path and label, and optionally split, or the name
+    of a data set that was scanned before. No features are computed. A data set of the same name is
     replaced. If the folder or table was moved, scan its new place with the same --name: the options
     of the last scan are kept, and no features are lost.
 

@@ -5,17 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from featurestore.cli.data import print_problems
 from featurestore.cli.options import Field, cluster_option, command, fields, variant_options
-from featurestore.cli.output import (
-    Progress,
-    failed_parts,
-    prints_on_stderr,
-    refuse_failed,
-    report,
-)
+from featurestore.cli.output import Progress, prints_on_stderr, refuse_failed, report
 from featurestore.heads.folds import CrossValidation
 from featurestore.pipeline.spec import HeadSpec
 from featurestore.store import FeatureStore
@@ -41,8 +34,8 @@ def rank_command(
 ) -> None:
     """Rank the stored layers of DATASET by how well a head would do on each.
 
-    No head is trained. All scores are computed from the same training rows, at most 2000;
-    docs/heads.md explains the scores, and how well each predicts the accuracy of trained heads.
+    No head is trained. Both scores are computed from the same training rows, at most 2000;
+    docs/choosing.md explains them.
     Backbone options such as --input-size select the features that were extracted with them.
 
     \b
@@ -69,12 +62,8 @@ def rank_command(
     help="A stored layer, as extracted.  [default: the only one that is stored]",
 )
 @click.option(
-    "--again",
-    is_flag=True,
-    help="Fit every stale head of DATASET again, each with its own settings; takes no others.",
-)
-@click.option(
     "--head",
+    required=True,
     metavar="H",
     help="logistic, ridge, linear-svm, knn, forest, dense, …, or an import path such as "
     "xgboost.XGBClassifier.",
@@ -103,8 +92,7 @@ def train_command(
     dataset: str,
     model: str | None,
     layer: str | None,
-    again: bool,
-    head: str | None,
+    head: str,
     params: tuple[str, ...],
     cluster: int | str | None,
     fitting: dict[str, Any],
@@ -117,19 +105,10 @@ def train_command(
     --tag and --note do not affect the head's id; `featurestore tag` changes them later. With
     --folds, the head is cross-validated, and also fitted on the whole train split as usual.
 
-    With --again, heads that were fitted before DATASET grew, or got other labels or splits, are
-    fitted on its present state. Extract the features of the new samples first.
-
     \b
     Example:
       featurestore train photos --model vgg16 --layer block5_pool:avg --head logistic --param C=0.1
-      featurestore train photos --again
     """
-    if again:
-        _train_again(dataset, FeatureStore(store))
-        return
-    if head is None:
-        raise click.UsageError("give a head with --head, or --again for the stale ones")
     from featurestore.extraction.cluster import Cluster
     from featurestore.features import Features
     from featurestore.heads import fit_head
@@ -148,29 +127,29 @@ def train_command(
         print_problems(features.dataset, "few-rows")
 
 
-def _train_again(dataset: str, store: FeatureStore) -> None:
+@command("refit")
+@click.argument("dataset")
+def refit_command(dataset: str, store: str) -> None:
+    """Fit every stale head of DATASET on its present state, with the settings of the head.
+
+    A head is stale if DATASET has got more samples, other labels or other splits since it was
+    fitted. Extract the features of new samples first. Stale heads stay; a label moves to the new
+    head.
+
+    \b
+    Example:
+      featurestore refit photos
+    """
     from featurestore.heads import fit_stale, leaderboard
     from featurestore.heads.listing import heads_layout
 
-    context = click.get_current_context()
-    others = [
-        param.opts[0]
-        for param in context.command.params
-        if param.name not in ("dataset", "again", "store", "json")
-        and context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
-    ]
-    if others:
-        raise click.UsageError(
-            f"--again takes the settings of each head; found {', '.join(others)} too"
-        )
     with Progress() as progress, prints_on_stderr():
         heads, failed = fit_stale(dataset, store, on_event=progress)
     ids = {head.id for head in heads}
     names = {head.provenance["dataset"]["name"] for head in heads}
     rows = [row for name in names for row in leaderboard(name, store, heads=ids)]
     table = Table(rows, heads_layout)
-    parts = [*([table] if rows else []), *failed_parts(failed)]
-    report(table, *parts or [f"no stale heads on {dataset}"])
+    report(table, table if rows or failed else f"no stale heads on {dataset}")
     refuse_failed(failed)
 
 

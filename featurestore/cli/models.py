@@ -60,9 +60,9 @@ def promote_command(
 
     The check: from image files, the model predicts what the head predicts from stored features.
 
-    HEAD is an id that `featurestore heads` lists, the beginning of one, or the name of a head. The
-    epoch with the lowest validation loss is written, or the model before fine-tuning if its loss is
-    lower.
+    HEAD is an id that `featurestore heads` lists, the beginning of one, or the label of a head. The
+    epoch with the lowest validation loss is written, or the model before fine-tuning if that one
+    does better.
 
     \b
     Example:
@@ -218,7 +218,7 @@ def predict_command(
       featurestore predict flowers.keras rose.jpg more/ -o predictions.csv
       find photos -name "*.jpg" | featurestore predict flowers.keras -
     """
-    from featurestore.promotion.listing import list_images
+    from featurestore.promotion.inference import list_images, predict_listed
     from featurestore.promotion.saved import read_metadata
 
     # Before TensorFlow is loaded, which takes seconds.
@@ -228,8 +228,6 @@ def predict_command(
     paths = [path for name in images for path in (lines if name == "-" else [name])]
     listed = list_images(paths, **table)
     with Progress() as progress, progress.busy(f"predict with {model}"):
-        from featurestore.promotion.inference import predict_listed
-
         predictions = predict_listed(model, listed)
         problems = [one.problem for one in predictions if one.problem is not None]
         for problem in problems:

@@ -96,26 +96,10 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: str, columns: Sequence[
             table.to_csv(part, index=False, sep="\t" if part.suffix.lower() == ".tsv" else ",")
 
 
-def failed_parts(failed: Sequence[Mapping[str, Any]]) -> list[Grid | str]:
-    """Return what to show of the heads that could not be fitted: one for each reason."""
-    reasons: dict[str, dict[str, Any]] = {}
-    for head in failed:
-        row = reasons.setdefault(head["error"], {**head, "heads": 0})
-        row["heads"] += 1
-        if row["params"] != head["params"]:
-            row["params"] = "several"
-    headings = {"heads": "failed", "estimator": "head", "params": "parameters", "error": "why"}
-    grid = Grid(
-        list(reasons.values()),
-        ["heads", "estimator", "params", "layer", "error"],
-        headings,
-        cut="params",
-    )
-    return ["", grid] if failed else []
-
-
 def refuse_failed(failed: Sequence[Any]) -> None:
-    """Raise HeadError if heads could not be fitted."""
+    """Print why heads could not be fitted, and raise HeadError."""
+    for reason in dict.fromkeys(head["error"] for head in failed):
+        say(f"not fitted: {reason}", err=True)
     if failed:
         raise HeadError(f"{plural(len(failed), 'head')} could not be fitted")
 

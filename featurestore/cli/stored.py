@@ -53,9 +53,10 @@ def ls_command(variant: dict[str, Any], store: str) -> None:
 def show_command(name: str, store: str) -> None:
     """Show everything about one head, data set or feature array.
 
-    NAME is the id or name of a head that `featurestore heads` lists: shows its settings, its
-    metrics, and which classes it confuses. Or NAME is a key that `featurestore ls` lists, or any
-    unique part of one: shows its size, digests and provenance.
+    NAME is the id or the label of a head that `featurestore heads` lists: shows its settings, its
+    metrics, and which classes it confuses. Or a data set: shows its rows by class and split. Or a
+    key that `featurestore ls` lists, or any unique part of one: shows its size, digests and
+    provenance.
 
     \b
     Example:
@@ -184,8 +185,8 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str) -> None:
     Features of the current samples of a data set are kept, unless --boundaries or --unused is
     given. So is everything that another process is using; an object store has no locks, so there
     everything written within the last day is kept. With --json but without --yes, the document
-    lists what would be removed, and "removed" is false. Heads stay when features of a current data
-    set have all rows of those that they were fitted on.
+    lists what would be removed, and "removed" is false. A head stays if other
+    features of a current data set have all the rows that it was fitted on.
 
     \b
     Example:
@@ -207,11 +208,11 @@ def gc_command(boundaries: bool, unused: bool, yes: bool, store: str) -> None:
 def rm_command(names: tuple[str, ...], keep_heads: bool, yes: bool, store: str) -> None:
     """Remove data sets, heads or features, and what depends on them, after asking.
 
-    NAME is a data set, a head (its id, the beginning of its id, or its name) or features (a key, or
-    any unique part of one). Heads are removed with the data set or features that they were fitted
-    on, and features with the last data set or head that needs them: everything is listed first.
-    Images and promoted models are not touched. With --json but without --yes, the document lists
-    what would be removed, and "removed" is false.
+    NAME is a data set, a head (its id, the beginning of its id, or its label) or features (a key,
+    or any unique part of one). Heads are removed with the data set or features that they were
+    fitted on, and features with the last data set or head that needs them: everything is listed
+    first. Images and promoted models are not touched. With --json but without --yes, the document
+    lists what would be removed, and "removed" is false.
 
     \b
     Example:

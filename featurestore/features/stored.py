@@ -141,13 +141,13 @@ class _Query:
                 raise NotFoundError(
                     f"{self._none} by model {model!r}", remedy=f"run `{command}`; {offer}"
                 )
-        groups = [group for group in groups if _is_model(group.key.short, self.models)]
-        refs = sorted({group.key.ref for group in groups})
-        groups = [group for group in groups if self._is_layer(group.key.short)]
+        of_models = [group for group in groups if _is_model(group.key.short, self.models)]
+        groups = [group for group in of_models if self._is_layer(group.key.short)]
         if not groups:
+            refs = sorted({group.key.ref for group in of_models})
             raise NotFoundError(
                 f"{self._none} at layer {self.layer!r}",
-                remedy=f"run `{self._command()}`; {nearest(str(self.layer), refs)}",
+                remedy=f"run `{self._command(of_models)}`; {nearest(str(self.layer), refs)}",
             )
         groups = self._of_files(groups)
         for field, values in self.variant.wanted().items():
@@ -158,8 +158,11 @@ class _Query:
     def _none(self) -> str:
         return f"no features of {self.dataset.name!r}"
 
-    def _command(self) -> str:
-        return _command(self.dataset, self.models[0] if self.models else "M", self.layer)
+    def _command(self, groups: Sequence[FeatureGroup] = ()) -> str:
+        """Return the command that extracts, from the model file of groups if they have one."""
+        files = [part_of(group.provenance, "backbone").get("path") for group in groups]
+        model = next(filter(None, files), self.models[0]) if self.models else "M"
+        return _command(self.dataset, str(model), self.layer)
 
     def _is_layer(self, key: KeyPath) -> bool:
         return self.layer in (None, key.ref) or (
@@ -189,7 +192,7 @@ class _Query:
                 raise NotFoundError(
                     f"{self._none}{layer} with {variant.options()}",
                     remedy=f"stored: {values or 'none that record it'}, or run "
-                    f"`{self._command()} {variant.options()}`",
+                    f"`{self._command(groups)} {variant.options()}`",
                 )
         return [
             group

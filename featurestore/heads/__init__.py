@@ -6,15 +6,15 @@
     network          ready-made Keras heads            adopted     the user's own Keras models
     identity         estimators in canonical form      persist     estimators as files
     fit              fit heads: the functions          fitting     load, fit, evaluate and save
-    banks            heads fitted jointly              training    train a Keras head
-    folds            cross-validation                  metrics     how good predictions are
-    rows             features and labels by split      again       stale heads fitted again
-    head             a fitted head: document, predict  estimator   fit an estimator
-    decision         values that classifiers use       parallel    estimators fitted on all cores
-    compare          heads listed best first           stale       heads on an earlier state
+    estimator        estimators fitted one by one      joint       linear heads fitted jointly
+    training         train a Keras head                folds       cross-validation
+    rows             features and labels by split      metrics     how good predictions are
+    head             a fitted head: document, predict  decision    values that classifiers use
+    compare          heads listed best first           listing     how tables show heads
+    stale            heads on an earlier state         again       stale heads fitted again
     describe         all that is stored of a head      notes       labels, tags and notes of users
-    ranking          layers ranked                     calls       heads of several layers and seeds
-    transferability  what layers are ranked by         events      events of fitting and ranking
+    ranking          layers ranked                     transferability  what they are ranked by
+    events           events of fitting and ranking
 """
 
 from featurestore.heads.again import fit_stale

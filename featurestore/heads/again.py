@@ -5,17 +5,18 @@ from __future__ import annotations
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import HeadError, NotFoundError, StoreError
 from featurestore.features import Features
-from featurestore.heads.calls import Call, Failed, add, failure, fit_calls
 from featurestore.heads.candidate import candidate
 from featurestore.heads.compare import leaderboard
+from featurestore.heads.fit import fit_each
 from featurestore.heads.head import Head
 from featurestore.listening import OnEvent
-from featurestore.store import FeatureStore, RowIndex, StoreLike
+from featurestore.store import FeatureStore, StoreLike
 
 if TYPE_CHECKING:
     import os
@@ -28,7 +29,7 @@ def fit_stale(
     store: StoreLike = None,
     *,
     on_event: OnEvent | None = None,
-) -> tuple[list[Head], list[Failed]]:
+) -> tuple[list[Head], list[dict[str, Any]]]:
     """Fit each stale head of a data set on its present state, with the head's own settings.
 
     These are the layer, parameters, seed, folds, tags and note. The stale heads stay in the
@@ -51,75 +52,62 @@ def fit_stale(
     """
     opened = FeatureStore.of(store)
     stale = [row for row in leaderboard(dataset, opened) if row["stale"]]
-    present = opened.datasets.load(dataset) if stale else None
-    calls: list[Call] = []
-    failed = []
-    labelled: defaultdict[str, list[str]] = defaultdict(list)
+    if not stale:
+        return [], []
+    present = opened.datasets.load(dataset)
+    requests, failed, labelled = [], [], defaultdict(list)
     for row in stale:
-        assert present is not None
         try:
             head = Head.load(row["head"], opened)
             features = _features(head, present)
             pair = _by_name(head, features)
         except (HeadError, StoreError) as error:
-            failed.append(failure(row, error))
+            fields = ("estimator", "params", "seed", "model", "layer")
+            failed.append({**{field: row[field] for field in fields}, "error": str(error)})
             continue
         folds = head.folds or {"folds": None, "seeds": 1}
         options = {"seed": head.seed, "folds": folds["folds"], "seeds": folds["seeds"]}
         options |= {"label": head.label, "tags": list(head.tags), "note": head.note or None}
-        if head.label:
-            labelled[head.label].append(head.id)
-        add(calls, features, options, [pair])
-    heads, unfit = fit_calls(calls, on_event, strict=False)
+        labelled[head.label].append(head.id)
+        requests.append((features, options, pair))
+    heads, not_fitted = fit_each(requests, on_event, strict=False)
     for head in heads:
-        for stale_id in labelled.pop(head.label or "", ()):
+        for stale_id in labelled.pop(head.label, ()) if head.label else ():
             opened.heads.update(stale_id, lambda document: {"label": None})
-    # Heads on several former states may be the same on the present one.
-    return list({head.id: head for head in heads}.values()), failed + unfit
+    # Heads on several earlier states may be the same on the present one.
+    return list({head.id: head for head in heads}.values()), failed + not_fitted
 
 
 def _features(head: Head, dataset: Dataset) -> Features:
     """Return the features of a head's layer, of a state of its data set."""
+    features = head.store.features
     key = replace(head.key, dataset_digest=dataset.digest)
-    try:
-        return Features(head.store.features.get(key), dataset, head.store)
-    except NotFoundError:
-        dtype = head.provenance["features"]["dtype"]
-        rows = RowIndex(head.store.features).find(key, dataset.sample_ids, dtype=dtype)
-        if rows.all:
-            return Features(rows, dataset, head.store)
-    try:
-        command = head.store.features.get(head.key).extract_command
-    except NotFoundError:
-        command = (
-            f"featurestore extract {shlex.quote(dataset.name)} --model M --layer {head.key.ref}"
-        )
+    if features.has(key):
+        return Features(features.get(key), dataset, head.store)
+    command = f"featurestore extract {shlex.quote(dataset.name)} --model M --layer {key.ref}"
+    if features.has(head.key):
+        command = features.get(head.key).extract_command
     raise NotFoundError(
-        f"layer {head.key.ref!r} by {head.key.model} has no features of all present samples",
+        f"layer {key.ref!r} by {key.model} has no features of all present samples",
         remedy=f"run `{command}`",
     )
 
 
 def _by_name(head: Head, features: Features) -> tuple[str, dict[str, Any]]:
-    """Return the name of a head's estimator, and its parameters."""
-    try:
-        pair = head.estimator, _plain_params(head)
-        again = candidate(*pair, features, head.seed)
-    except HeadError:
-        again = None
-    if again is None or again.fields != head.provenance["estimator"]:
-        raise HeadError("its estimator is not one that has a name; fit it again in Python")
-    return pair
+    """Return the name of a head's estimator, and its parameters.
 
-
-def _plain_params(head: Head) -> dict[str, Any]:
-    """Return the recorded parameters of a head; HeadError if one is more than data."""
-    return {
-        name: _plain(value)
-        for name, value in head.params.items()
-        # A cache in a folder that a store names may hold pickles.
-        if name.rpartition("__")[2] != "memory"
-    }
+    HeadError for an estimator that only an object or an import path can give: what is stored names
+    no module to import.
+    """
+    # A cache in a folder that a store names may hold pickles.
+    params = {name: value for name, value in head.params.items() if not name.endswith("memory")}
+    with suppress(HeadError):
+        pair = head.estimator, {name: _plain(value) for name, value in params.items()}
+        if "." not in head.estimator and (
+            candidate(*pair, features, head.seed).fields == head.provenance["estimator"]
+        ):
+            return pair
+    raise HeadError("its estimator is not one that has a name; fit it again in Python")
 
 
 def _plain(value: Any) -> Any:

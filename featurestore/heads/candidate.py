@@ -170,15 +170,11 @@ def _changed(estimator: Any) -> dict[str, Any]:
             if hasattr(part, "get_params")
             for param, value in _changed(part).items()
         }
-    try:
-        defaults = type(estimator)().get_params(deep=False)
-    except Exception:  # It requires parameters.
-        signature = inspect.signature(type(estimator)).parameters
-        defaults = {name: param.default for name, param in signature.items()}
+    defaults = inspect.signature(type(estimator)).parameters
     return {
         param: value
         for param, value in estimator.get_params(deep=False).items()
-        if param not in defaults or repr(value) != repr(defaults[param])
+        if param not in defaults or repr(value) != repr(defaults[param].default)
     }
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,26 +32,18 @@ _SHOWN = ("estimator", "label", "tags", "note", "kind", "params", "best_params",
 def parse_metric(text: str | None, task: str, usual: str = "val") -> tuple[str, str]:
     """Read ``METRIC`` (on the usual split), ``SPLIT.METRIC`` or ``folds.METRIC``.
 
-    ``test_accuracy``, as a column is called, is ``test.accuracy``.
-
     Examples
     --------
     >>> parse_metric("testing.macro_f1", "classification"), parse_metric(None, "regression")
     (('test', 'macro_f1'), ('val', 'r2'))
-    >>> parse_metric("test_macro_f1", "classification")
-    ('test', 'macro_f1')
     """
     from featurestore.dataset.splits import named
 
     split, _, metric = (text or metrics.primary(task)).rpartition(".")
-    first, _, rest = metric.partition("_")
-    if not split and metric not in metrics.METRICS and rest in metrics.METRICS:
-        split, metric = first, rest
     split = split or usual
-    split = split if split == FOLDS else named(split)
     if metric not in metrics.METRICS:
         raise HeadError(f"no metric {metric!r}; {nearest(metric, metrics.METRICS)}")
-    return split, metric
+    return split if split == FOLDS else named(split), metric
 
 
 def sort_key(value: float | None, metric: str) -> tuple[bool, float]:
@@ -62,16 +53,12 @@ def sort_key(value: float | None, metric: str) -> tuple[bool, float]:
     return False, value if metric in metrics.LESS_IS_BETTER else -value
 
 
-def order_key(value: float | None, metric: str, created: str, head: str) -> tuple[Any, ...]:
-    """Sort key of heads: best first; of equals the one that was fitted first, then by id."""
-    return *sort_key(value, metric), created, head
-
-
 def ordered(heads: Sequence[Head], sort: str | None = None) -> tuple[list[Head], str, str]:
     """Return heads on one state of a data set, best first, and the split and metric they are by.
 
     If all were cross-validated in the same way, the heads have the folds that they share, and these
-    decide if ``sort`` names no split; else the validation split.
+    decide if ``sort`` names no split; else the validation split. Of equal heads the one that was
+    fitted first comes first, then the first id.
     """
     shared = common([head.folds for head in heads])
     split, metric = parse_metric(sort, heads[0].task, FOLDS if shared else "val")
@@ -80,7 +67,7 @@ def ordered(heads: Sequence[Head], sort: str | None = None) -> tuple[list[Head],
 
     def key(head: Head) -> tuple[Any, ...]:
         value = value_of(head.metrics, head.folds, split, metric)
-        return order_key(value, metric, head.provenance["created"], head.id)
+        return *sort_key(value, metric), head.provenance["created"], head.id
 
     return sorted(heads, key=key), split, metric
 
@@ -124,27 +111,22 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
                 "what fit_head or Head.load returns",
                 "for a row of the leaderboard: Head.load(row['head'], store)",
             )
-    datasets = {state(head.provenance): head.provenance["dataset"]["name"] for head in heads}
-    if len(datasets) > 1:
-        names = sorted({repr(name) for name in datasets.values()})
+    names = sorted({repr(head.provenance["dataset"]["name"]) for head in heads})
+    on = f"data set{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    states = len({state(head.provenance) for head in heads})
+    if states > 1:
         raise HeadError(
-            f"the heads were fitted on {len(datasets)} states of "
-            f"data set{'s' if len(names) > 1 else ''} {', '.join(names)}, whose "
-            "metrics cannot be compared; choose among those of one (`featurestore heads` marks "
-            "the stale ones)"
+            f"the heads were fitted on {states} states of {on}, whose metrics cannot be compared; "
+            "choose among those of one (`featurestore heads` marks the stale ones)"
         )
     (first, *_), split, name = ordered(heads, metric)
     if value_of(first.metrics, first.folds, split, name) is None:
-        dataset = heads[0].provenance["dataset"]["name"]
-        if split == FOLDS:
-            raise HeadError(
-                f"no head on data set {dataset!r} has {name!r} over folds to select by; fit the "
-                "heads with folds (`--folds 5`), or choose by another metric"
-            )
+        remedy = "fit the heads with folds (`--folds 5`)"
+        if split != FOLDS:
+            remedy = f"give the data set such rows with `featurestore scan --{split} F`"
         raise HeadError(
-            f"no head on data set {dataset!r} has {name!r} on the {split} split, to choose by; "
-            f"give the data set such rows with `featurestore scan --{split} F`, or choose by "
-            "another metric"
+            f"no head on {on} has {name!r} on the {split} {'' if split == FOLDS else 'split '}"
+            f"to choose by; {remedy}, or choose by another metric"
         )
     return next(head for head in heads if head.id == first.id)
 
@@ -197,10 +179,11 @@ def leaderboard(
     fields = Variant.asking(variant)
     store = FeatureStore.of(store)
     stored = _stored(store)
-    wanted = {tags} if isinstance(tags, str) else set(tags)
-    known = {tag for head in stored for tag in head.tags}
-    for tag in wanted - known:
-        raise HeadError(f"no head in {store.location} has the tag {tag!r}; {nearest(tag, known)}")
+    required = {tags} if isinstance(tags, str) else set(tags)
+    all_tags = {tag for head in stored for tag in head.tags}
+    for tag in required - all_tags:
+        offer = nearest(tag, all_tags)
+        raise HeadError(f"no head in {store.location} has the tag {tag!r}; {offer}")
     names = {head.provenance["dataset"]["name"] for head in stored}
     name = dataset
     if dataset is not None and not (isinstance(dataset, str) and dataset in names):
@@ -214,21 +197,20 @@ def leaderboard(
         head
         for head in stored
         if name in (None, head.provenance["dataset"]["name"])
-        and wanted.issubset(head.tags)
+        and required.issubset(head.tags)
         and (heads is None or head.id in heads)
         and Variant.of(head.provenance).fits(fields)
     ]
-    by_dataset: dict[str, list[tuple[Head, str | None]]] = defaultdict(list)
-    for head, differs in zip(stored, stale(store, stored), strict=True):
-        by_dataset[head.provenance["dataset"]["name"]].append((head, differs))
+    verdicts = dict(zip([head.id for head in stored], stale(store, stored), strict=True))
     rows = []
-    for _, pairs in sorted(by_dataset.items()):
-        pairs.sort(key=lambda pair: (pair[0].provenance["created"], pair[0].id))
-        rows += _best_first([head for head, differs in pairs if not differs], sort)
-        for head, differs in reversed(pairs):
-            if differs:
+    for name in sorted({head.provenance["dataset"]["name"] for head in stored}):
+        own = [head for head in stored if head.provenance["dataset"]["name"] == name]
+        rows += _best_first([head for head in own if not verdicts[head.id]], sort)
+        own.sort(key=lambda head: (head.provenance["created"], head.id), reverse=True)
+        for head in own:
+            if verdicts[head.id]:
                 row = head_row(head, *parse_metric(sort, head.task))
-                rows.append({**row, "stale": differs})
+                rows.append({**row, "stale": verdicts[head.id]})
     return Table(rows, partial(heads_layout, sort=sort))
 
 
@@ -237,17 +219,13 @@ def _best_first(heads: Sequence[Head], sort: str | None) -> list[dict[str, Any]]
     if not heads:
         return []
     heads, split, metric = ordered(heads, sort)
-    rows = [{**head_row(head, split, metric), "stale": None} for head in heads]
+    rows = [head_row(head, split, metric) for head in heads]
     if split == FOLDS and common([head.folds for head in heads]):
-        mark_tied(rows, rows[0], metric)
+        best = rows[0]
+        for row in rows:  # Their folds are those of the seed.
+            if row["seed"] == best["seed"] and row[f"{FOLDS}_{metric}"] is not None:
+                row["tied"] = p_value(row["folds"], best["folds"], metric) > SIGNIFICANCE
     return rows
-
-
-def mark_tied(rows: Iterable[dict[str, Any]], best: Mapping[str, Any], metric: str) -> None:
-    """Set ``tied`` of heads that were cross-validated in the same way as the best of them."""
-    for row in rows:
-        if row["seed"] == best["seed"] and row[f"{FOLDS}_{metric}"] is not None:
-            row["tied"] = p_value(row["folds"], best["folds"], metric) > SIGNIFICANCE
 
 
 def _under(name: str, manifest_digest: str, head: Head) -> Head:
@@ -273,7 +251,7 @@ def _stored(store: FeatureStore) -> list[Head]:
 
 
 def head_row(head: Head, split: str, metric: str) -> dict[str, Any]:
-    """Return what a table shows of a head: the columns of `leaderboard`, but ``stale``."""
+    """Return what a table shows of a head: the columns of `leaderboard`."""
     usual = metrics.primary(head.task)
     origin, document = head.provenance, head.document()
     # First what they are sorted by.
@@ -282,6 +260,7 @@ def head_row(head: Head, split: str, metric: str) -> dict[str, Any]:
         "head": head.id,
         "dataset": origin["dataset"]["name"],
         "manifest": origin["dataset"]["manifest_digest"],
+        "stale": None,
         "model": origin["features"]["model"],
         "layer": origin["features"]["ref"],
         **{name: document[name] for name in _SHOWN},

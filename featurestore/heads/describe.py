@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from featurestore.errors import DamagedError
-from featurestore.heads.head import CONFUSION_FILE, Head, find
+from featurestore.heads.head import Head
 from featurestore.heads.listing import folds_line, metrics_grid
 from featurestore.heads.metrics import by_class
 from featurestore.heads.stale import stale
@@ -35,22 +33,16 @@ def describe_head(head: str, store: StoreLike = None) -> dict[str, Any]:
         ``classes``, and ``matrix`` with the rows of each true class by predicted class.
     """
     opened = FeatureStore.of(store)
-    key = find(opened, head)
-    document = opened.heads.get(key)
-    stored = Head.of_document(document, opened)
-    (differs,) = stale(opened, [stored])
+    loaded = Head.load(head, opened)
+    (differs,) = stale(opened, [loaded])
     described: dict[str, Any] = {"stale": differs}
-    if stored.task == "classification":
-        try:
-            confusion = json.loads(opened.heads.read(key, CONFUSION_FILE))
-            described["by_class"] = {split: by_class(own) for split, own in confusion.items()}
-            described["confusion"] = confusion
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise DamagedError(
-                f"{CONFUSION_FILE} of head {key!r} is not a confusion matrix for each split; fit "
-                "the head again with `featurestore train`"
-            ) from error
-    return {**stored.document(), **described, "files": document["files"]}
+    if loaded.task == "classification":
+        confusion: dict[str, Any] = {
+            split: metrics["confusion"] for split, metrics in loaded.metrics.items()
+        }
+        described["by_class"] = {split: by_class(matrix) for split, matrix in confusion.items()}
+        described["confusion"] = confusion
+    return {**loaded.document(), **described, "files": opened.heads.get(loaded.id)["files"]}
 
 
 def head_layout(described: Mapping[str, Any]) -> Iterator[Grid | str]:

@@ -1,12 +1,19 @@
-"""Fitting one candidate: an estimator of scikit-learn or of another library, or a Keras model."""
+"""Fitting estimators one by one: in this process, or on all cores if that is quicker.
+
+joblib runs the other processes. They read the features from one file in memory, which joblib maps
+into each of them, and share the cores. Within ``joblib.parallel_config(backend="dask")``, or any
+other that the user chose, joblib runs them there.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +22,11 @@ import numpy as np
 from featurestore.errors import HeadError, one_line
 from featurestore.heads.candidate import Candidate
 from featurestore.heads.identity import foreign
-from featurestore.heads.rows import Rows
-from featurestore.listening import OnEvent
-from featurestore.quiet import load_tensorflow
+
+# Seconds until other processes have started and imported scikit-learn.
+STARTUP = 3.0
+# Python catches warnings for a whole process, so that its threads take turns.
+_ONE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,7 @@ class Fitted:
     classes : tuple
         Label of each column of its probabilities; ``()`` for regression.
     seconds : float
-        Wall time of its fit; of heads fitted together, an equal share.
+        Wall time of its fit; of heads fitted jointly, an equal share.
     problems : sequence of str
         What it warned of.
     history : dict of str to list of float
@@ -44,71 +53,97 @@ class Fitted:
     history: dict[str, list[float]] = field(default_factory=dict)
 
 
-def fit_network(candidate: Candidate, rows: Rows, on_event: OnEvent) -> Fitted | HeadError:
-    """Train a Keras head on the training rows; return why it cannot be trained."""
-    load_tensorflow()
-    from featurestore.heads.training import train
+def fit(
+    candidates: Sequence[Candidate],
+    X: np.ndarray,
+    y: np.ndarray,
+    subsets: Sequence[np.ndarray | None],
+) -> Iterator[Fitted | HeadError]:
+    """Fit copies of estimators on subsets of rows, as `featurestore.heads.joint.fit` does.
 
-    started = time.perf_counter()
-    params = f" with {json.dumps(candidate.params)}" if candidate.params else ""
+    The first are fitted in this process. The others go to other processes if, by the time that the
+    last one took, this saves more than these take to start. One that cannot be fitted is a
+    HeadError; so are those that are left when a process is killed, or cannot be sent to.
+    """
+    import joblib
+
+    parent = os.getpid()
+    jobs = [(head, X, y, rows, parent) for rows in subsets for head in candidates]
+    # More than one only if the user configured joblib so.
+    configured = joblib.effective_n_jobs(None)
+    cores = configured if configured > 1 else joblib.effective_n_jobs(-1)
+    seconds = float("inf") if configured > 1 else 0.0
+    done = 0
+    while done < len(jobs):
+        left = len(jobs) - done
+        if min(cores, left) > 1 and seconds * (left - left / min(cores, left)) > STARTUP:
+            break
+        started = time.perf_counter()
+        yield _fit(*jobs[done])
+        seconds = time.perf_counter() - started
+        done += 1
+    if done == len(jobs):
+        return
+    parallel = joblib.Parallel(
+        n_jobs=None if configured > 1 else cores, return_as="generator", mmap_mode="c"
+    )
     try:
-        model, history = train(
-            candidate.template, rows, seed=candidate.seed, head=candidate.id, on_event=on_event
-        )
-    except HeadError as error:
-        return HeadError(f"head {candidate.name!r}{params}: {error}")
-    except Exception as error:
-        # The second of TensorFlow.
-        if not isinstance(error, MemoryError) and "ResourceExhausted" not in type(error).__name__:
-            raise
-        return HeadError(
-            f"head {candidate.name!r}{params} needs more memory than there is: {one_line(error)}"
-        )
-    problems = [] if history else ["trained elsewhere, perhaps on rows of the val and test splits"]
-    seconds = time.perf_counter() - started
-    return Fitted(model, tuple(rows.features.classes), seconds, problems, history)
+        for fitted in parallel(joblib.delayed(_fit)(*job) for job in jobs[done:]):
+            done += 1
+            yield fitted
+    except Exception as error:  # of joblib or Dask, which both have their own
+        text = f"{type(error).__name__}: {one_line(error, 200)}"
+        for candidate, *_ in jobs[done:]:
+            yield HeadError(
+                f"head {candidate.name!r} was not fitted, because another process failed: {text}",
+                remedy="fit fewer heads at once (`--workers N`): a process that was killed most "
+                "likely lacked memory",
+            )
 
 
-def fit_estimator(candidate: Candidate, X: np.ndarray, y: np.ndarray, task: str) -> Fitted:
-    """Fit a copy of an estimator on the training rows; HeadError if it cannot be fitted or predict.
+def _fit(
+    candidate: Candidate, X: np.ndarray, y: np.ndarray, rows: np.ndarray | None, parent: int
+) -> Fitted | HeadError:
+    """Fit a copy of an estimator; return why it cannot be fitted, or cannot predict.
 
     Classifiers of other libraries may take nothing but class numbers from 0 (XGBoost, skorch). They
     get these if they refuse the labels; `Head.predict` then gives labels again.
-
-    Parameters
-    ----------
-    candidate : Candidate
-    X : numpy.ndarray of float32 (row, feature)
-    y : numpy.ndarray (row,)
-        Labels.
-    task : {"classification", "regression"}
     """
-    from sklearn.base import clone
+    from sklearn.base import clone, is_classifier
 
-    def fit(y: np.ndarray) -> Any:
+    if rows is not None:
+        X, y = X[rows], y[rows]
+
+    def fitted(y: np.ndarray) -> Any:
         estimator = clone(candidate.template)
-        fitted = estimator.fit(X, y)
-        return estimator if fitted is None else fitted  # A class of the user's may return nothing.
+        returned = estimator.fit(X, y)
+        return estimator if returned is None else returned  # A user's class may return nothing.
 
+    # A class of the user's may print, and another process shares the output of its parent.
+    quiet = nullcontext() if os.getpid() == parent else redirect_stdout(sys.stderr)
+    is_class = is_classifier(candidate.template)
     labels: np.ndarray | None = None
     started = time.perf_counter()
-    with caught(candidate.name) as warned:
-        try:
-            estimator = fit(y)
-        except (TypeError, ValueError):
-            if task == "regression" or not any(foreign(candidate.fields)):
-                raise
-            labels, numbers = np.unique(y, return_inverse=True)
-            estimator = fit(numbers)
-        seconds = time.perf_counter() - started
-        # Some mistakes, such as more neighbours than rows, only show in a prediction.
-        estimator.predict(X[:1])
-    classes: list[Any] = []
-    if task == "classification":
-        if not hasattr(estimator, "classes_"):
-            with suppress(AttributeError):
-                estimator.classes_ = np.unique(y) if labels is None else np.arange(len(labels))
-        classes = (estimator.classes_ if labels is None else labels).tolist()
+    try:
+        with _ONE, quiet, caught(candidate.name) as warned:
+            try:
+                estimator = fitted(y)
+            except (TypeError, ValueError):
+                if not is_class or not any(foreign(candidate.fields)):
+                    raise
+                labels, numbers = np.unique(y, return_inverse=True)
+                estimator = fitted(numbers)
+            seconds = time.perf_counter() - started
+            # Some mistakes, such as more neighbours than rows, only show in a prediction.
+            estimator.predict(X[:1])
+    except HeadError as error:
+        return error
+    if not is_class:
+        return Fitted(estimator, (), seconds, texts(warned))
+    if not hasattr(estimator, "classes_"):
+        with suppress(AttributeError):
+            estimator.classes_ = np.unique(y) if labels is None else np.arange(len(labels))
+    classes = (estimator.classes_ if labels is None else labels).tolist()
     return Fitted(estimator, tuple(classes), seconds, texts(warned))
 
 

@@ -53,7 +53,7 @@ class HeadWarned:
 
 @dataclass(frozen=True)
 class HeadFitted:
-    """A head was fitted, in ``seconds`` of wall time, and measured; of a bank, its share.
+    """A head was fitted, in ``seconds`` of wall time, and measured; of a joint fit, its share.
 
     Attributes
     ----------

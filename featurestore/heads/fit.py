@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from featurestore.errors import HeadError, received
+from featurestore.errors import FeatureStoreWarning, HeadError, StoreError, received
 from featurestore.features import Features
 from featurestore.heads.candidate import Candidate, candidate
 from featurestore.heads.fitting import FitOptions, Fitting
@@ -158,9 +160,8 @@ def try_heads(
             candidates.append(error)
     rows = Rows(features)
     rows.check_completed()
-    fitting = Fitting(rows, chosen, chosen.repetitions(rows, chosen.seed), receiver(on_event))
     unique = {head.id: head for head in candidates if isinstance(head, Candidate)}
-    heads = fitting.heads(unique.values())
+    heads = Fitting(rows, chosen, receiver(on_event)).heads(unique.values())
     return [head if isinstance(head, HeadError) else heads[head.id] for head in candidates]
 
 
@@ -182,14 +183,57 @@ def _candidate(estimator: Any, features: Features, options: FitOptions) -> Candi
 
 def _of_one_layer(features: Any) -> Features:
     layers = list(features.values()) if isinstance(features, Mapping) else [features]
-    if len(layers) > 1:
-        raise HeadError(
-            f"these are the features of {len(layers)} layers, {', '.join(map(str, features))}; "
-            f"give those of one, such as features[{next(iter(features))!r}]"
-        )
-    if layers and isinstance(layers[0], Features):
+    if len(layers) == 1 and isinstance(layers[0], Features):
         return layers[0]
     raise HeadError(
-        f"the features are {received(features)}; expected those of one layer: "
-        "extract(…)['LAYER'], or Features.open(DATASET, 'LAYER')"
+        f"the features are {received(features)}",
+        "those of one layer",
+        "such as extract(…)['LAYER'], or Features.open(DATASET, 'LAYER')",
     )
+
+
+def fit_each(
+    requests: Iterable[tuple[Features, dict[str, Any], tuple[str, dict[str, Any]]]],
+    on_event: OnEvent | None = None,
+    *,
+    strict: bool = True,
+) -> tuple[list[Head], list[dict[str, Any]]]:
+    """Fit heads of several layers and options; those of the same are fitted by one call.
+
+    Parameters
+    ----------
+    requests : iterable of (Features, options, (name, params))
+        The options are those of `fit_heads`.
+    strict : bool
+        Whether an error of all heads of a call is raised, such as missing features.
+
+    Returns
+    -------
+    heads : list of Head
+    failed : list of dict
+        ``estimator``, ``params``, ``seed``, ``model``, ``layer`` and ``error`` of each head that
+        cannot be fitted. A FeatureStoreWarning says so, too.
+    """
+    calls: dict[str, tuple[Features, dict[str, Any], list[tuple[str, dict[str, Any]]]]] = {}
+    for features, options, pair in requests:
+        same = json.dumps([str(features.key), options], sort_keys=True)
+        calls.setdefault(same, (features, options, []))[2].append(pair)
+    heads: list[Head] = []
+    failed: list[dict[str, Any]] = []
+    for features, options, pairs in calls.values():
+        results: Sequence[Head | Exception]
+        try:
+            results = try_heads(features, pairs, on_event=on_event, **options)
+        except (HeadError, StoreError) as error:  # Of these features, or these folds.
+            if strict:
+                raise
+            results = [error] * len(pairs)
+        for (name, params), head in zip(pairs, results, strict=True):
+            if isinstance(head, Head):
+                heads.append(head)
+                continue
+            origin = {"seed": options["seed"], "model": features.key.model, "layer": features.ref}
+            failed.append({"estimator": name, "params": params, **origin, "error": str(head)})
+            text = f"on {features.ref}: {head}; the other heads go on"
+            warnings.warn(text, FeatureStoreWarning, stacklevel=2)
+    return heads, failed

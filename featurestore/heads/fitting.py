@@ -1,31 +1,31 @@
-"""The fitting of heads: stored ones are loaded, the others fitted in banks, measured and saved."""
+"""Fits heads on the same rows: stored ones are loaded, the others fitted, measured and saved."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from functools import partial
 from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator
 
-from featurestore.errors import DamagedError, HeadError
-from featurestore.heads.banks import Bank, banks
+from featurestore.errors import DamagedError, HeadError, one_line
+from featurestore.heads import estimator, joint
 from featurestore.heads.candidate import Candidate, shown
-from featurestore.heads.estimator import Fitted, fit_network
+from featurestore.heads.estimator import Fitted
 from featurestore.heads.events import FoldFitted, HeadFitted, HeadReused, HeadWarned
 from featurestore.heads.folds import CrossValidation, Folds, folds_document
 from featurestore.heads.head import Head
 from featurestore.heads.identity import foreign
 from featurestore.heads.metrics import evaluate
 from featurestore.heads.notes import Notes
-from featurestore.heads.parallel import fit_estimators
 from featurestore.heads.rows import HELD_OUT, Rows
 from featurestore.listening import OnEvent
+from featurestore.quiet import load_tensorflow
 from featurestore.versions import versions
 
 
@@ -40,71 +40,52 @@ class FitOptions(CrossValidation, Notes):
     save: bool = True
 
 
-@dataclass(frozen=True)
 class Fitting:
-    """Fits candidates on the same rows with the same options.
+    """Fits heads on the same rows with the same options."""
 
-    ``folds`` has those of each repetition; it is empty without cross-validation.
-    """
-
-    rows: Rows
-    options: FitOptions
-    folds: list[Folds]
-    on_event: OnEvent
+    def __init__(self, rows: Rows, options: FitOptions, on_event: OnEvent) -> None:
+        self.rows, self.options, self.on_event = rows, options, on_event
+        self.store, self.problems = rows.features.store, rows.problems()
+        # Those of each repetition; empty without cross-validation.
+        self.folds: list[Folds] = options.repetitions(rows, options.seed)
 
     def heads(self, candidates: Iterable[Candidate]) -> dict[str, Head | HeadError]:
-        """Load the heads of candidates from the store, or else fit them; by id.
+        """Load heads from the store, or else fit them; by id.
 
         One that cannot be fitted or cross-validated is returned as its HeadError.
         """
-        features, store = self.rows.features, self.rows.features.store
+        features, store = self.rows.features, self.store
         kept = store.datasets.keep(features.dataset) if self.options.save else nullcontext()
         heads: dict[str, Head | HeadError] = {}
         with store.features.lock([features.key], shared=True), kept:
-            for bank in banks(candidates):
-                ids = [candidate.id for candidate in bank.members]
+            for group in joint.groups(candidates):
+                ids = [candidate.id for candidate in group]
                 # Another process that fits one of these heads holds the lock until it is stored.
                 with store.heads.lock(ids, shared=True), store.heads.lock_work(ids):
-                    heads |= self._heads_of(bank)
+                    heads |= self._load_or_fit(group)
+                    if self.folds:
+                        heads |= self._validated(group, heads)
         return heads
 
-    def _heads_of(self, bank: Bank) -> dict[str, Head | HeadError]:
-        store, save = self.rows.features.store, self.options.save
+    def _load_or_fit(self, group: Sequence[Candidate]) -> dict[str, Head | HeadError]:
         heads: dict[str, Head | HeadError] = {}
-        missing = []
-        for candidate in bank.members:
-            if stored := self._stored(candidate):
-                heads[candidate.id] = stored
-            else:
-                missing.append(candidate)
-        for key, fitted in self._fit(replace(bank, members=missing), self.rows):
-            heads[key] = self._saved(fitted)
-        if not self.folds:
-            return heads
-        unvalidated = [
-            candidate
-            for candidate in bank.members
-            if isinstance(head := heads[candidate.id], Head) and not self.options.is_in(head.folds)
-        ]
-        for key, folds in self._validate(replace(bank, members=unvalidated)).items():
-            head = heads[key]
-            if isinstance(folds, HeadError):
-                heads[key] = folds
-            elif isinstance(head, Head):
-                heads[key] = head.changed(folds=folds)
-                if save:
-                    store.heads.update(key, partial(_with_folds, folds))
+        for candidate in group:
+            if head := self._stored(candidate):
+                heads[candidate.id] = head
+        missing = [candidate for candidate in group if candidate.id not in heads]
+        for candidate, fitted in zip(missing, self._fit(missing), strict=True):
+            heads[candidate.id] = self._saved(fitted)
         return heads
 
     def _stored(self, candidate: Candidate) -> Head | None:
         """Load a head from the store, with the notes of this call; None if it is not there."""
-        heads = self.rows.features.store.heads
+        heads = self.store.heads
         if not heads.has(candidate.id):
             return None
         try:
             # Whoever gives an estimator runs the code of its package.
             packages = {path.partition(".")[0] for path in foreign(candidate.fields)}
-            head = Head.load(candidate.id, self.rows.features.store, trusted=packages)
+            head = Head.load(candidate.id, self.store, trusted=packages)
             _ = head.fitted
         except (DamagedError, HeadError):
             return None  # It is fitted again.
@@ -122,7 +103,7 @@ class Fitting:
             return head
         if self.options.save:
             try:
-                head.save(self.rows.features.store)
+                head.save(self.store)
             except HeadError as error:
                 return error
         for text in head.problems:
@@ -131,95 +112,101 @@ class Fitting:
         self.on_event(HeadFitted(head.id, head.metrics, seconds, layer, head.params))
         return head
 
-    def _validate(self, bank: Bank) -> dict[str, dict[str, Any] | HeadError]:
-        """Cross-validate the heads of a bank; return what they record of it, or errors, by id."""
-        metrics: dict[str, list[dict[str, Any]]] = {member.id: [] for member in bank.members}
-        errors: dict[str, HeadError] = {}
+    def _validated(
+        self, group: Sequence[Candidate], heads: Mapping[str, Head | HeadError]
+    ) -> dict[str, Head | HeadError]:
+        """Cross-validate the heads of a group that are not yet; return them, or their errors."""
+        group = [
+            candidate
+            for candidate in group
+            if isinstance(head := heads[candidate.id], Head) and not self.options.is_in(head.folds)
+        ]
+        if not group:
+            return {}
+        results: dict[str, list[Any]] = {head.id: [] for head in group}
         done, total = 0, sum(map(len, self.folds))
-        for number, folds in enumerate(self.folds if metrics else []):
+        for number, folds in enumerate(self.folds):
             seed = self.options.seed + number
-            bank = replace(bank, members=[member.reseeded(seed) for member in bank.members])
-            fitted = self._fit_folds(bank, folds)
-            for (train, held_out), fold_fitted in zip(folds, fitted, strict=True):
-                for key, head in self._fit(bank, self.rows.fold(train, held_out), fold_fitted):
-                    if isinstance(head, HeadError):
-                        errors.setdefault(key, head)
-                    else:
-                        metrics[key].append(head.metrics[HELD_OUT])
+            fitted = self._fit([candidate.reseeded(seed) for candidate in group], folds)
+            for _ in folds:
+                for candidate, head in zip(group, fitted, strict=False):
+                    result = head if isinstance(head, HeadError) else head.metrics[HELD_OUT]
+                    results[candidate.id].append(result)
                 done += 1
-                self.on_event(FoldFitted(len(metrics), done, total))
-        return {
-            key: errors[key] if key in errors else folds_document(self.options, values)
-            for key, values in metrics.items()
-        }
+                self.on_event(FoldFitted(len(group), done, total))
+        return {key: self._with_folds(heads[key], result) for key, result in results.items()}
 
-    def _fit_folds(self, bank: Bank, folds: Folds) -> Iterable[Any]:
-        """Fit a bank on all folds together; for each what `_fit` takes as fitted, or None."""
-        if bank.family is not None:
-            with suppress(HeadError):  # Each fold is fitted by itself, which shows whose it is.
-                return bank.fit_folds(self.rows, folds) or [None] * len(folds)
-        if bank.family is not None or bank.members[0].kind == "keras":
-            return [None] * len(folds)
-        tasks = [(candidate, train) for train, _ in folds for candidate in bank.members]
-        fitted = fit_estimators(tasks, self.rows)
-        return (list(islice(fitted, len(bank.members))) for _ in folds)
+    def _with_folds(self, head: Any, results: Sequence[Any]) -> Head | HeadError:
+        for result in results:
+            if isinstance(result, HeadError):
+                return result
+        folds = {"folds": folds_document(self.options, results)}
+        if self.options.save:
+            self.store.heads.update(head.id, lambda document: folds)
+        return head.changed(**folds)
 
     def _fit(
-        self, bank: Bank, rows: Rows, fitted: Any = None
-    ) -> Iterator[tuple[str, Head | HeadError]]:
-        """Fit the heads of a bank on the training rows, if they are not fitted, and measure them.
+        self, group: Sequence[Candidate], folds: Folds | None = None
+    ) -> Iterator[Head | HeadError]:
+        """Fit and measure the heads of a group: all on the training rows, or on each fold."""
+        if not group:
+            return
+        jointly, fitted = joint.family_of(group[0]) is not None, None
+        if group[0].kind == "sklearn":
+            X, y = self.rows.fitted_arrays()
+            fit = joint.fit if jointly else estimator.fit
+            fitted = fit(group, X, y, [train for train, _ in folds] if folds else [None])
+        for rows in [self.rows] if folds is None else (self.rows.fold(*fold) for fold in folds):
+            for some in [group] if jointly else [[candidate] for candidate in group]:
+                results = fitted or (self._network(candidate, rows) for candidate in some)
+                yield from self._measured(some, list(islice(results, len(some))), rows)
 
-        Yields the id of each with the head, as soon as it is measured, or with its error.
-        """
-        members = bank.members
-        if bank.family is None:
-            for candidate, own in zip(members, fitted or self._alone(members, rows), strict=True):
-                yield candidate.id, self._measured(candidate, own, rows)
-            return
-        if not members:
-            return
+    def _network(self, candidate: Candidate, rows: Rows) -> Fitted | HeadError:
+        """Train a Keras head on the training rows; return why it cannot be trained."""
+        load_tensorflow()
+        from featurestore.heads.training import train
+
+        emit = self.on_event if rows is self.rows else lambda event: None
+        started = time.perf_counter()
+        params = f" with {json.dumps(candidate.params)}" if candidate.params else ""
         try:
-            fitted, predict = fitted or bank.fit(rows)
-            heads = [self._head(*pair) for pair in zip(members, fitted, strict=True)]
-            measured = [
-                (head.id, head.changed(metrics=metrics))
-                for head, metrics in zip(heads, evaluate(heads, rows, predict), strict=True)
-            ]
+            model, history = train(
+                candidate.template, rows, seed=candidate.seed, head=candidate.id, on_event=emit
+            )
         except HeadError as error:
-            if len(members) == 1:
-                yield members[0].id, error
-                return
-            for candidate in members:  # One of them, which only fails alone.
-                yield from self._fit(replace(bank, members=[candidate]), rows)
-            return
-        yield from measured
-
-    def _alone(self, members: Any, rows: Rows) -> Iterator[Fitted | HeadError]:
-        """Fit heads that belong to no family one by one."""
-        if members and members[0].kind == "sklearn":
-            yield from fit_estimators([(candidate, None) for candidate in members], rows)
-            return
-        for candidate in members:
-            emit = self.on_event if rows is self.rows else lambda event: None
-            yield fit_network(candidate, rows, emit)
+            return HeadError(f"head {candidate.name!r}{params}: {error}")
+        except Exception as error:
+            # The second of TensorFlow.
+            if not isinstance(error, MemoryError) and "ResourceExhausted" not in str(type(error)):
+                raise
+            text = one_line(error)
+            return HeadError(
+                f"head {candidate.name!r}{params} needs more memory than there is: {text}"
+            )
+        elsewhere = "trained elsewhere, perhaps on rows of the val and test splits"
+        problems, seconds = [] if history else [elsewhere], time.perf_counter() - started
+        return Fitted(model, tuple(rows.features.classes), seconds, problems, history)
 
     def _measured(
-        self, candidate: Candidate, fitted: Fitted | HeadError, rows: Rows
-    ) -> Head | HeadError:
-        if isinstance(fitted, HeadError):
-            return fitted
-        head = self._head(candidate, fitted)
+        self, group: Sequence[Candidate], results: Sequence[Fitted | HeadError], rows: Rows
+    ) -> list[Head | HeadError]:
+        """Return the heads of fitted estimators with their metrics; a joint fit has several."""
         try:
-            return head.changed(metrics=evaluate([head], rows)[0])
+            heads = [self._head(*pair) for pair in zip(group, results, strict=True)]
+            metrics = evaluate(heads, rows)
         except HeadError as error:
-            return error
+            return [error] * len(group)
+        return [head.changed(metrics=own) for head, own in zip(heads, metrics, strict=True)]
 
-    def _head(self, candidate: Candidate, fitted: Fitted) -> Head:
+    def _head(self, candidate: Candidate, fitted: Fitted | HeadError) -> Head:
+        if isinstance(fitted, HeadError):
+            raise fitted
         features = self.rows.features
+        key, dataset, provenance = features.key, features.dataset, features.group.provenance
         best_params = getattr(fitted.estimator, "best_params_", None) or {}
         return Head.of_fit(
             fitted.estimator,
-            features.store,
+            self.store,
             id=candidate.id,
             estimator=candidate.name,
             kind=candidate.kind,
@@ -230,44 +217,32 @@ class Fitting:
             seed=candidate.seed,
             metrics={},
             history=fitted.history,
-            problems=(*self.rows.problems(), *fitted.problems),
-            provenance=_provenance(self.rows, candidate, fitted.seconds),
+            problems=(*self.problems, *fitted.problems),
+            provenance={
+                "features": {
+                    "key": str(key),
+                    "model": key.model,
+                    "ref": key.ref,
+                    "prefix_digest": key.prefix_digest,
+                    "dataset_digest": key.dataset_digest,
+                    "dtype": str(features.dtype),
+                    **({} if features.blocks is None else {"rows": len(features)}),
+                },
+                "dataset": {
+                    "name": dataset.name,
+                    "digest": dataset.digest,
+                    "manifest_digest": dataset.manifest_digest,
+                    "rows": len(dataset),
+                },
+                "backbone": provenance.get("backbone"),
+                "prefix": provenance.get("prefix"),
+                "estimator": candidate.fields,
+                "versions": versions(*foreign(candidate.fields)),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(fitted.seconds, 3),
+            },
             best_params={name: shown(value, name) for name, value in best_params.items()},
             label=self.options.label,
             tags=self.options.tags,
             note=self.options.note or "",
         )
-
-
-def _with_folds(folds: dict[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
-    return {"folds": folds}
-
-
-def _provenance(rows: Rows, candidate: Candidate, seconds: float) -> dict[str, Any]:
-    """Return the origin of a head as JSON values."""
-    features = rows.features
-    key, dataset, provenance = features.key, features.dataset, features.group.provenance
-    part = {} if features.blocks is None else {"rows": len(features)}
-    return {
-        "features": {
-            "key": str(key),
-            "model": key.model,
-            "ref": key.ref,
-            "prefix_digest": key.prefix_digest,
-            "dataset_digest": key.dataset_digest,
-            "dtype": str(features.dtype),
-            **part,
-        },
-        "dataset": {
-            "name": dataset.name,
-            "digest": dataset.digest,
-            "manifest_digest": dataset.manifest_digest,
-            "rows": len(dataset),
-        },
-        "backbone": provenance.get("backbone"),
-        "prefix": provenance.get("prefix"),
-        "estimator": candidate.fields,
-        "versions": versions(*foreign(candidate.fields)),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 3),
-    }

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from featurestore.digests import finite_json
-from featurestore.errors import DamagedError, HeadError, NotFoundError, nearest, received
+from featurestore.errors import DamagedError, HeadError, received
 from featurestore.heads import persist
 from featurestore.heads.decision import decision_values
 from featurestore.heads.identity import foreign
@@ -287,6 +287,12 @@ class Head(BaseModel):
         """Return the head with other values of some fields."""
         return self.model_copy(update=fields)
 
+    def of_last_step(self, shape: tuple[int, ...]) -> Self:
+        """Return the head of the last step of its pipeline, on rows of this shape."""
+        head = self.changed(shape=shape)
+        head._fitted = self.fitted[-1]
+        return head
+
     def save(self, store: FeatureStore) -> None:
         """Save the head in a store.
 
@@ -339,14 +345,16 @@ class Head(BaseModel):
                 "list them with `featurestore heads`",
             )
         store = FeatureStore.of(store)
-        head_id = find(store, head)
+        head_id = store.heads.find(head)
         loaded = cls.of_document(store.heads.get(head_id), store)
         loaded._trusted = trusted
         if loaded.task == "classification":
             try:
                 confusion = json.loads(store.heads.read(head_id, CONFUSION_FILE))
                 for split, metrics in loaded.metrics.items():
-                    metrics["confusion"] = dict(confusion[split])
+                    count = len(confusion[split]["classes"])
+                    np.asarray(confusion[split]["matrix"], np.int64).reshape(count, count)
+                    metrics["confusion"] = confusion[split]
             except (KeyError, TypeError, ValueError, RecursionError) as error:
                 raise _misfit(head_id, f"{CONFUSION_FILE} is invalid") from error
         return loaded
@@ -369,50 +377,24 @@ class Head(BaseModel):
         return self.fitted if self.task == "regression" else logits_model(self.fitted)
 
     def _probabilities(self, X: np.ndarray) -> np.ndarray:
+        from scipy.special import softmax
+
         from featurestore.heads.network import gives_logits
 
         output = self._forward(self.fitted, self._rows(X))
-        if not gives_logits(self.fitted):
-            return output
-        powers = np.exp(output - output.max(axis=1, keepdims=True))
-        return powers / powers.sum(axis=1, keepdims=True)
+        return softmax(output, axis=1) if gives_logits(self.fitted) else output
 
     def _forward(self, model: Any, rows: np.ndarray) -> np.ndarray:
         import keras
 
-        if not len(rows):
-            return np.zeros((0, len(self.classes) or 1))
-        parts = [model(part, training=False) for part in forward_parts(rows)]
-        return np.concatenate([keras.ops.convert_to_numpy(part) for part in parts]).astype("f8")
+        step = max(1, FORWARD_BYTES // (4 * int(np.prod(rows.shape[1:]))))
+        chunks = [rows[start : start + step] for start in range(0, len(rows), step)]
+        outputs = [keras.ops.convert_to_numpy(model(X, training=False)) for X in chunks]
+        return np.concatenate([np.zeros((0, len(self.classes) or 1)), *outputs])
 
 
 def _misfit(head_id: str, reason: str) -> DamagedError:
     return DamagedError(
         f"the files of head {head_id!r} do not fit its document: {reason}",
         remedy="fit the head again with `featurestore train`",
-    )
-
-
-def forward_parts(rows: np.ndarray) -> list[np.ndarray]:
-    """Return features (row, …) in the parts that a Keras head takes at a time."""
-    step = max(1, FORWARD_BYTES // (4 * int(np.prod(rows.shape[1:]))))
-    return [rows[at : at + step] for at in range(0, len(rows), step)]
-
-
-def find(store: FeatureStore, text: str) -> str:
-    """Return the only id that begins with ``text``, or whose head has this label.
-
-    NotFoundError offers the nearest.
-    """
-    ids = store.heads.matching(text)
-    if len(ids) == 1:
-        return ids[0]
-    if ids:
-        shown = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
-        raise NotFoundError(
-            f"{text!r} matches {len(ids)} heads: {shown}", remedy="give one of these"
-        )
-    raise NotFoundError(
-        f"no head {text!r} in {store.location}; {nearest(text, store.heads.keys())}",
-        remedy="list them with `featurestore heads`",
     )

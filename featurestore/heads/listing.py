@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from featurestore.heads.folds import FOLDS, common, mean_and_spread
+from featurestore.heads.metrics import METRICS
 from featurestore.heads.transferability import SCORES
-from featurestore.store.variants import FIELDS, tell_apart
+from featurestore.store.variants import tell_apart
 from featurestore.table import Grid, cell, plural, printable, size
 
 # Below a table of heads that were compared over folds.
@@ -18,6 +19,8 @@ APART = (
     "not all of these heads have the same folds, so the list is by the val split; train the "
     "others with --folds too"
 )
+# Parameters of a search that its best ones take the place of.
+SEARCHED = ("estimator", "param_grid", "param_distributions")
 Rows = list[dict[str, Any]]
 
 
@@ -38,14 +41,15 @@ def heads_layout(rows: Rows, sort: str | None = None) -> Iterator[Grid | str]:
             yield _heads(fresh, [])
             if any(row["tied"] is not None for row in fresh):
                 yield TIED
-            elif sort is None and _apart([row["folds"] for row in fresh]):
+            elif (
+                sort is None and any(folds := [row["folds"] for row in fresh]) and not common(folds)
+            ):
                 yield APART
-        if fresh:
             yield plural(len(fresh), "head")
         if stale:
             count = f"{plural(len(stale), 'stale head')}, on earlier samples, labels or splits"
             fitted_again = set(map(_settings, fresh))
-            again = printable(f"`featurestore train {shlex.quote(name)} --again`")
+            again = printable(f"`featurestore refit {shlex.quote(name)}`")
             advice = f"; {again} fits them on those of now"
             yield f"\n{count}{'' if fitted_again.issuperset(map(_settings, stale)) else advice}:"
             yield _heads(stale, ["stale"])
@@ -56,19 +60,12 @@ def _settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["estimator"], cell(row["params"]), row["seed"], row["layer"], row["prefix"]
 
 
-def _apart(folds: Sequence[Mapping[str, Any] | None]) -> bool:
-    return any(folds) and common(folds) is None
-
-
 def _heads(rows: Rows, more: list[str]) -> Grid:
-    fixed = ("head", "dataset", "model", "layer", "kind", "params", "metrics", "created")
-    notes = ("estimator", "label", "tags", "note", "best_params", "folds", "tied")
-    others = (*fixed, *notes, "seed", "manifest", "stale", "prefix", *FIELDS)
     # Without a test split or folds, their column is left out.
     measured = [
         name
         for name in rows[0]
-        if name not in others and any(row[name] is not None for row in rows)
+        if name.partition("_")[2] in METRICS and any(row[name] is not None for row in rows)
     ]
     rows, variants = tell_apart([{**row, **over_folds(row)} for row in rows])
     several = ["seed"] if len({row["seed"] for row in rows}) > 1 else []
@@ -98,23 +95,18 @@ def folds_line(folds: Mapping[str, Any]) -> str:
 
 
 def _figures(folds: Mapping[str, Any]) -> dict[str, str]:
-    known = {metric: mean_and_spread(folds, metric) for metric in folds["metrics"]}
-    return {metric: "{:.3f} ± {:.3f}".format(*pair) for metric, pair in known.items() if pair}
+    pairs = {metric: mean_and_spread(folds, metric) for metric in folds["metrics"]}
+    return {metric: "{:.3f} ± {:.3f}".format(*pair) for metric, pair in pairs.items() if pair}
 
 
 def with_found_params(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return heads for a table: of a search, what it found takes the place of what it searched."""
-    searched = ("estimator", "param_grid", "param_distributions")
     return [
-        {**row, "params": {**_without(row["params"], searched), **row["best_params"]}}
-        if row["best_params"]
+        {**row, "params": {k: v for k, v in row["params"].items() if k not in SEARCHED} | best}
+        if (best := row["best_params"])
         else row
         for row in rows
     ]
-
-
-def _without(params: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in params.items() if name not in names}
 
 
 def metrics_grid(metrics: Mapping[str, Mapping[str, Any]]) -> Grid:

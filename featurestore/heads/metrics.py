@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -21,11 +21,6 @@ CLASSIFICATION, REGRESSION = get_args(_Classification), get_args(_Regression)
 METRICS = get_args(Metric)
 LESS_IS_BETTER = frozenset({"log_loss", "rmse"})
 
-# Predicted labels (row,), and probabilities (row, class) or None.
-Predicted = tuple[np.ndarray, np.ndarray | None]
-# The predictions of several heads, from features (row, …).
-Predict = Callable[[np.ndarray], Iterable[Predicted]]
-
 # Smallest probability in a loss, so that one confident mistake does not make it infinite.
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 
@@ -35,18 +30,10 @@ def primary(task: str) -> str:
     return "r2" if task == "regression" else "accuracy"
 
 
-def evaluate(
-    heads: Sequence[Head], rows: Rows, predict: Predict | None = None
-) -> list[dict[str, dict[str, Any]]]:
+def evaluate(heads: Sequence[Head], rows: Rows) -> list[dict[str, dict[str, Any]]]:
     """Evaluate heads on each split that has labelled rows.
 
-    Parameters
-    ----------
-    heads : sequence of Head
-    rows : Rows
-    predict : callable, optional
-        Returns the predictions of all heads from features (row, …); by default, each head predicts
-        alone.
+    Several heads are those of a joint fit: the steps before their last one are the same.
 
     Returns
     -------
@@ -59,21 +46,25 @@ def evaluate(
         If a head cannot predict a split, or predicts NaN or infinity.
     """
     metrics: list[dict[str, dict[str, Any]]] = [{} for _ in heads]
-    for split in rows.splits:
-        if not rows.count(split):
-            continue
-        truth = rows.labels(split)
-        chunks = [list(_predictions(heads, X, split, predict)) for X in rows.parts(split)]
-        for head, own, predictions in zip(heads, metrics, zip(*chunks, strict=True), strict=True):
-            predicted = np.concatenate([labels for labels, _ in predictions])
+    jointly = len(heads) > 1
+    for split in filter(rows.count, rows.splits):
+        where = "rows that a fold holds out" if split == HELD_OUT else f"{split} split"
+        truth, last_steps = rows.labels(split), heads
+        chunks: Iterable[np.ndarray] = rows.chunks(split)
+        if jointly:
+            before = heads[0].fitted[:-1]
+            chunks = [before.transform(X.reshape(len(X), -1)) for X in chunks]
+            if not all(np.isfinite(X).all() for X in chunks):
+                raise HeadError(f"the features of the {where} have NaN or infinity")
+            last_steps = [head.of_last_step(chunks[0].shape[1:]) for head in heads]
+        for head, own in zip(last_steps, metrics, strict=True):
+            predicted, probabilities = _predictions(head, chunks, where, checked=jointly)
             if head.task == "regression":
                 own[split] = regression(truth, predicted)
-                continue
-            columns = [columns for _, columns in predictions if columns is not None]
-            probabilities = np.concatenate(columns) if columns else None
-            own[split] = classification(
-                truth, predicted, probabilities, head.classes, rows.features.classes
-            )
+            else:
+                own[split] = classification(
+                    truth, predicted, probabilities, head.classes, rows.features.classes
+                )
     return metrics
 
 
@@ -86,31 +77,39 @@ def without_confusion(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str,
 
 
 def _predictions(
-    heads: Sequence[Head], features: np.ndarray, split: str, predict: Predict | None
-) -> Iterator[Predicted]:
-    together = None if predict is None else iter(predict(features))
-    for head in heads:
-        params = f" with {json.dumps(head.params)}" if head.params else ""
-        name = f"head {head.estimator!r}{params}"
-        where = "rows that a fold holds out" if split == HELD_OUT else f"{split} split"
+    head: Head, chunks: Iterable[np.ndarray], where: str, *, checked: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the labels that a head predicts, (row,), and its probabilities or None."""
+    from scipy.special import softmax
+    from sklearn import config_context
+
+    params = f" with {json.dumps(head.params)}" if head.params else ""
+    name = f"head {head.estimator!r}{params}"
+    pairs = []
+    for X in chunks:
         try:
-            predicted, probabilities = next(together) if together else _alone(head, features)
+            with config_context(assume_finite=checked):
+                if checked and head.task == "classification":  # One product of matrices for both.
+                    values = head.decision_function(X)
+                    predicted = np.asarray(head.classes)[values.argmax(axis=1)]
+                    likely = hasattr(head.fitted, "predict_proba")
+                    probabilities = softmax(values, axis=1) if likely else None
+                elif (probabilities := head.predict_proba(X)) is not None and head.kind == "keras":
+                    predicted = np.asarray(head.classes)[probabilities.argmax(axis=1)]
+                else:
+                    predicted = head.predict(X)
         except Exception as error:  # as when a row has no neighbour within the radius
-            raise HeadError(f"{name} cannot predict the {where}: {one_line(error, 300)}") from error
+            text = one_line(error, 300)
+            raise HeadError(f"{name} cannot predict the {where}: {text}") from error
         for numbers in (predicted, probabilities):
             if numbers is not None and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
                 raise HeadError(
                     f"{name} predicts NaN or infinity on the {where}",
                     remedy="change its parameters, or use another head",
                 )
-        yield predicted, probabilities
-
-
-def _alone(head: Head, features: np.ndarray) -> Predicted:
-    probabilities = head.predict_proba(features)
-    if head.kind == "keras" and probabilities is not None:  # One forward pass instead of two.
-        return np.asarray(head.classes)[probabilities.argmax(axis=1)], probabilities
-    return head.predict(features), probabilities
+        pairs.append((predicted, probabilities))
+    labels, columns = zip(*pairs, strict=True)
+    return np.concatenate(labels), None if columns[0] is None else np.concatenate(columns)
 
 
 def classification(
@@ -142,21 +141,28 @@ def classification(
         None without probabilities) and ``confusion``: ``classes`` and ``matrix`` (true class,
         predicted class).
     """
-    # The definitions are scikit-learn's. Its functions take ten times as long for 10,000 rows, and
-    # more for fewer, because each checks and encodes the labels again.
+    # scikit-learn's functions, which check and encode the labels again, take ten times as long.
     order = [*classes, *sorted({*truth.tolist(), *predicted.tolist()} - set(classes))]
-    pairs = _positions(truth, order) * len(order) + _positions(predicted, order)
-    matrix = np.bincount(pairs, minlength=len(order) ** 2).reshape(len(order), len(order))
-    hits, true, guesses = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    occurs, either = true > 0, true + guesses > 0
+    true, guessed = (_positions(labels.tolist(), order) for labels in (truth, predicted))
+    matrix = np.bincount(true * len(order) + guessed, minlength=len(order) ** 2)
+    matrix = matrix.reshape(len(order), len(order))
+    _, recall, f1 = _rates(matrix)
+    column = _positions(order, columns)[true]
     return {
         "rows": len(truth),
-        "accuracy": float(hits.sum() / len(truth)),
-        "balanced_accuracy": float((hits[occurs] / true[occurs]).mean()),
-        "macro_f1": float((2 * hits[either] / (true + guesses)[either]).mean()),
-        "log_loss": None if probabilities is None else _log_loss(truth, probabilities, columns),
+        "accuracy": float(matrix.trace() / len(truth)),
+        "balanced_accuracy": float(np.nanmean(recall)),
+        "macro_f1": float(np.nanmean(f1)),
+        "log_loss": None if probabilities is None else _log_loss(column, probabilities),
         "confusion": {"classes": order, "matrix": matrix.tolist()},
     }
+
+
+def _rates(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return precision, recall and F1 of each class, (class,); NaN where they are undefined."""
+    hits, rows, guesses = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return hits / guesses, hits / rows, 2 * hits / (rows + guesses)
 
 
 def by_class(confusion: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -174,35 +180,31 @@ def by_class(confusion: Mapping[str, Any]) -> list[dict[str, Any]]:
     >>> by_class({"classes": ["a", "b"], "matrix": [[3, 1], [0, 2]]})[1]["precision"]
     0.6666666666666666
     """
-    matrix = np.asarray(confusion["matrix"])
-    table = []
-    for index, name in enumerate(confusion["classes"]):
-        hits = int(matrix[index, index])
-        rows, guesses = int(matrix[index].sum()), int(matrix[:, index].sum())
-        wrong = matrix[index].copy()
-        wrong[index] = 0
-        table.append(
-            {
-                "class": name,
-                "rows": rows,
-                "precision": hits / guesses if guesses else None,
-                "recall": hits / rows if rows else None,
-                "f1": 2 * hits / (rows + guesses) if rows + guesses else None,
-                "mistaken_for": confusion["classes"][int(wrong.argmax())] if wrong.any() else None,
-            }
-        )
-    return table
+    classes, matrix = confusion["classes"], np.asarray(confusion["matrix"])
+    wrong, rates = matrix - np.diag(matrix.diagonal()), np.stack(_rates(matrix), axis=1)
+    return [
+        {
+            "class": name,
+            "rows": int(matrix[index].sum()),
+            **{
+                rate: None if np.isnan(value) else float(value)
+                for rate, value in zip(("precision", "recall", "f1"), rates[index], strict=True)
+            },
+            "mistaken_for": classes[int(wrong[index].argmax())] if wrong[index].any() else None,
+        }
+        for index, name in enumerate(classes)
+    ]
 
 
-def _positions(labels: np.ndarray, order: Sequence[Any]) -> np.ndarray:
+def _positions(labels: Iterable[Any], order: Sequence[Any]) -> np.ndarray:
     """Return the position of each label in ``order``; -1 if it is not there."""
     position = {label: index for index, label in enumerate(order)}
-    return np.array([position.get(label, -1) for label in labels.tolist()])
+    return np.array([position.get(label, -1) for label in labels])
 
 
-def _log_loss(truth: np.ndarray, probabilities: np.ndarray, columns: Sequence[Any]) -> float:
-    column = _positions(truth, columns)
-    of_truth = np.where(column < 0, 0.0, probabilities[np.arange(len(truth)), column])
+def _log_loss(column: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean loss in nats; ``column`` is that of the true class, or -1 without one."""
+    of_truth = np.where(column < 0, 0.0, probabilities[np.arange(len(column)), column])
     clipped = np.clip(of_truth.astype(np.float64), SMALLEST_PROBABILITY, 1.0)
     return float(-np.log(clipped).mean()) + 0.0  # a loss of zero is 0.0 instead of -0.0
 

@@ -77,10 +77,10 @@ class TrainingOptions(Settings):
             raise HeadError(
                 f"head {name!r}: class_weight is for classes, and the labels are numbers"
             )
-        known = list(features.classes)
+        classes = list(features.classes)
         for label in () if self.class_weight == "balanced" else self.class_weight:
-            if label not in known:
-                offer = nearest(str(label), map(str, known))
+            if label not in classes:
+                offer = nearest(str(label), map(str, classes))
                 raise HeadError(f"head {name!r}: class_weight names no class {label!r}; {offer}")
 
     def class_weights(self, classes: Sequence[Any], targets: np.ndarray) -> dict[int, float] | None:
@@ -89,11 +89,9 @@ class TrainingOptions(Settings):
             return None
         if self.class_weight != "balanced":
             return {code: self.class_weight.get(name, 1.0) for code, name in enumerate(classes)}
-        codes, counts = np.unique(targets, return_counts=True)
-        weights = len(targets) / (len(codes) * counts)
-        return dict.fromkeys(range(len(classes)), 1.0) | dict(
-            zip(codes.tolist(), weights.tolist(), strict=True)
-        )
+        counts = np.bincount(targets, minlength=len(classes))
+        shares = (counts > 0).sum() * counts / len(targets)
+        return {code: float(1 / share) if share else 1.0 for code, share in enumerate(shares)}
 
 
 def _listed(value: Any) -> Any:

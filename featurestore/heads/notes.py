@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field
 
 from featurestore.errors import HeadError, InputError, nearest
-from featurestore.heads.head import Head, find
+from featurestore.heads.head import Head
 from featurestore.settings import Settings
 from featurestore.store import FeatureStore, StoreLike
 
@@ -94,7 +94,7 @@ def annotate(
         have.
     """
     opened = FeatureStore.of(store)
-    key = find(opened, head)
+    key = opened.heads.find(head)
     notes = Notes.of({"label": label, "tags": tags, "note": note})
 
     def changes(document: Mapping[str, Any]) -> dict[str, Any]:

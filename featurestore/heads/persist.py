@@ -12,20 +12,12 @@ from featurestore.scratch import scratch
 SKLEARN_FILE = "model.skops"
 KERAS_FILE = "model.keras"
 
-# Functions that estimators hold, and NumPy's types that skops does not trust by default.
-TRUSTED = frozenset(
-    {
-        "numpy.dtype",
-        "numpy.ma.MaskedArray",
-        "numpy.ma.core.MaskedArray",
-        "numpy.mean",
-        "sklearn.feature_selection._mutual_info.mutual_info_classif",
-        "sklearn.feature_selection._mutual_info.mutual_info_regression",
-        "sklearn.feature_selection._univariate_selection.chi2",
-        "sklearn.feature_selection._univariate_selection.f_classif",
-        "sklearn.feature_selection._univariate_selection.f_regression",
-    }
+# NumPy's types and functions that skops does not trust by default.
+NUMPY = frozenset(
+    {"numpy.dtype", "numpy.ma.MaskedArray", "numpy.ma.core.MaskedArray", "numpy.mean"}
 )
+# Packages of scikit-learn whose public functions compute scores, and do nothing else.
+SCORES = ("metrics", "feature_selection")
 
 
 def dump_sklearn(estimator: Any, name: str) -> bytes:
@@ -93,18 +85,14 @@ def _is_trusted(name: str) -> bool:
     """Whether a type that skops does not trust by default is one of scikit-learn's or NumPy's."""
     module, _, attribute = name.rpartition(".")
     if not module.startswith("sklearn."):
-        return name in TRUSTED
+        return name in NUMPY
     part = getattr(importlib.import_module(module), attribute, None)
-    if module.startswith("sklearn.metrics.") and part is not None:
-        # The metric by which a search or a threshold chose; it computes, and does nothing else.
-        from sklearn import metrics
-
-        if attribute in metrics.__all__ and part is getattr(metrics, attribute):
-            return True
-    # Defined there, not imported. Cython classes may give only the last part of the module's name.
-    home = getattr(part, "__module__", None) or ""
-    defined = isinstance(part, type) and home.rpartition(".")[2] == module.rpartition(".")[2]
-    return defined or name in TRUSTED
+    if isinstance(part, type):
+        # Defined there, not imported. Cython classes may give only the last part of the module.
+        return part.__module__.rpartition(".")[2] == module.rpartition(".")[2]
+    package = module.split(".")[1]
+    public = importlib.import_module(f"sklearn.{package}") if package in SCORES else None
+    return attribute in getattr(public, "__all__", ()) and part is getattr(public, attribute)
 
 
 def dump_keras(model: Any) -> bytes:

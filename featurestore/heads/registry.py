@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from featurestore.errors import HeadError, InputError, nearest, one_line
 from featurestore.heads.network import DenseOptions, TrainingOptions
@@ -18,21 +16,12 @@ Task = Literal["classification", "regression"]
 Options = TypeVar("Options", bound=TrainingOptions)
 
 
-@dataclass(frozen=True)
-class SklearnHead:
-    """A ready-made head of scikit-learn.
-
-    Attributes
-    ----------
-    classifier, regressor : str or None
-        Class names joined by ``+``, for each task.
-    params : mapping
-        Parameters of the last step that differ from its own defaults.
-    """
+class SklearnHead(NamedTuple):
+    """The classes of a ready-made head, joined by ``+``, and parameters of the last."""
 
     classifier: str
     regressor: str | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = MappingProxyType({})
 
 
 SKLEARN_HEADS: Mapping[str, SklearnHead] = MappingProxyType(
@@ -58,23 +47,6 @@ KERAS_HEADS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "gap-dense256-dropout": {"pool": "avg", "units": 256, "dropout": 0.5},
     }
 )
-# What else people call them, in lower case without hyphens.
-ALIASES: Mapping[str, str] = MappingProxyType(
-    {
-        **dict.fromkeys(("logreg", "lr", "logit", "softmax", "linear", "linearprobe"), "logistic"),
-        **dict.fromkeys(("svm", "lsvm"), "linear-svm"),
-        **dict.fromkeys(("rf", "randomforest", "forests", "trees"), "forest"),
-        **dict.fromkeys(("nearest", "neighbors", "neighbours", "kneighbors"), "knn"),
-        **dict.fromkeys(("mlp", "nn", "net", "neuralnet", "keras", "fc"), "dense"),
-        **dict.fromkeys(("gbm", "gbdt", "gb", "boosting"), "HistGradientBoostingClassifier"),
-        **dict.fromkeys(("tree", "decisiontree"), "DecisionTreeClassifier"),
-        **dict.fromkeys(("nb", "bayes", "naivebayes"), "GaussianNB"),
-        **dict.fromkeys(("xgb", "xgboost", "xgbclassifier"), "xgboost.XGBClassifier"),
-        **dict.fromkeys(("lgbm", "lightgbm", "lgbmclassifier"), "lightgbm.LGBMClassifier"),
-        "lda": "LinearDiscriminantAnalysis",
-        "sgd": "SGDClassifier",
-    }
-)
 
 
 def check_named(name: str, params: Mapping[str, Any], task: Task | None = None) -> None:
@@ -86,15 +58,13 @@ def check_named(name: str, params: Mapping[str, Any], task: Task | None = None) 
     if name in KERAS_HEADS:
         dense_options(name, params)
         return
-    tasks: list[Task] = [task] if task else ["classification", "regression"]
-    errors = []
-    for possible in tasks:
+    try:
+        sklearn_head(name, params, task or "classification", seed=0)
+    except HeadError as error:
         try:
-            sklearn_head(name, params, possible, seed=0)
-            return
-        except HeadError as error:
-            errors.append(error)
-    raise errors[0]
+            sklearn_head(name, params, task or "regression", seed=0)
+        except HeadError:
+            raise error from None
 
 
 def dense_options(name: str, params: Mapping[str, Any]) -> DenseOptions:
@@ -167,61 +137,48 @@ def check_task(estimator: Any, name: str, task: Task) -> None:
     """Raise HeadError if an estimator does not predict the labels of a task."""
     from sklearn.base import is_classifier, is_regressor
 
-    own = type(estimator).__module__.startswith("sklearn.")
-    try:
-        classes, numbers = is_classifier(estimator), is_regressor(estimator)
-    except AttributeError:  # A class with the methods, and without the tags of the base classes.
-        if own:
-            raise
-        classes = numbers = False
-    if numbers if task == "regression" else classes:
-        return
-    if not (classes or numbers or own):
-        mixin = "RegressorMixin" if task == "regression" else "ClassifierMixin"
-        raise HeadError(
-            f"head {name!r} is neither a classifier nor a regressor; derive the class from "
-            f"sklearn.base.{mixin} and sklearn.base.BaseEstimator, in this order"
-        )
-    predicted = "classes" if classes else "numbers" if numbers else "no labels"
     expected = "numbers" if task == "regression" else "classes"
-    fits = [own for own, head in SKLEARN_HEADS.items() if task != "regression" or head.regressor]
+    try:
+        predicted = "classes" if is_classifier(estimator) else "numbers"
+        if predicted == "numbers" and not is_regressor(estimator):
+            predicted = "no labels"
+    except AttributeError:  # without the tags of scikit-learn's base classes
+        predicted = "no labels"
+    if predicted == expected:
+        return
+    heads = [own for own, head in SKLEARN_HEADS.items() if task != "regression" or head.regressor]
+    remedy = f"use another, such as {', '.join([*heads, *KERAS_HEADS])}"
+    if predicted == "no labels" and not type(estimator).__module__.startswith("sklearn."):
+        mixin = "RegressorMixin" if task == "regression" else "ClassifierMixin"
+        remedy = f"derive the class from sklearn.base.{mixin} and sklearn.base.BaseEstimator"
     raise HeadError(
-        f"head {name!r} predicts {predicted}, and the labels are {expected}; "
-        f"use another, such as {', '.join([*fits, *KERAS_HEADS])}"
+        f"head {name!r} predicts {predicted}, and the labels are {expected}", remedy=remedy
     )
 
 
 def _find_class(name: str) -> type:
-    """Return the class of an estimator: of scikit-learn by its name, of others by import path."""
-    estimators = _estimators()
+    """Return the class of an estimator: of scikit-learn by its name, of others by import path.
+
+    The user names it: what is stored never names a class to import.
+    """
     module, _, attribute = name.rpartition(".")
-    kind = estimators.get(attribute)
-    if kind is not None and f"{kind.__module__}.".startswith(f"{module}." if module else ""):
-        return kind
-    if module and module.partition(".")[0] != "sklearn":
-        return _imported(module, attribute)
-    last = attribute if module else name
-    alias = ALIASES.get(re.sub(r"[-_ ]", "", last.casefold()))
-    offer = nearest(last, [*SKLEARN_HEADS, *KERAS_HEADS, *estimators])
-    raise HeadError(
-        f"unknown head {name!r}; {f'did you mean {alias!r}?' if alias else offer} (or any "
-        "estimator by import path, of scikit-learn also by class name; see docs/heads.md)"
-    )
-
-
-def _imported(module: str, attribute: str) -> type:
-    """Import a class that the user names. What is stored never names a class to import."""
-    name = f"{module}.{attribute}"
-    try:
-        kind = getattr(importlib.import_module(module), attribute, None)
-    except ModuleNotFoundError as error:
+    if not module:
+        if name in _estimators():
+            return _estimators()[name]
+        offer = nearest(name, [*SKLEARN_HEADS, *KERAS_HEADS, *_estimators()])
         raise HeadError(
-            f"head {name!r} needs the module {error.name!r}, which is not installed: "
-            f"`pip install {str(error.name).partition('.')[0]}`, or put the folder of your own "
-            "module on PYTHONPATH"
-        ) from error
+            f"unknown head {name!r}; {offer} (or any estimator by import path, of scikit-learn "
+            "also by class name; see docs/heads.md)"
+        )
+    try:
+        imported = importlib.import_module(module)
     except Exception as error:  # the module is not ours
-        raise HeadError(f"head {name!r} cannot be imported: {one_line(error)}") from error
+        raise HeadError(
+            f"head {name!r} cannot be imported: {one_line(error)}",
+            remedy=f"`pip install {module.partition('.')[0]}`, or put the folder of your own "
+            "module on PYTHONPATH",
+        ) from error
+    kind = getattr(imported, attribute, None)
     if isinstance(kind, type) and hasattr(kind, "fit") and hasattr(kind, "get_params"):
         return kind
     raise HeadError(
@@ -245,13 +202,11 @@ def with_params(estimator: Any, params: Mapping[str, Any], name: str, seed: int)
     """
     settable = estimator.get_params(deep=True)
     steps = getattr(estimator, "steps", None)
-    prefix, last = (f"{steps[-1][0]}__", steps[-1][1]) if steps else ("", estimator)
-    signature = inspect.signature(type(last)).parameters.values()
-    takes_any = any(param.kind is param.VAR_KEYWORD for param in signature)  # LightGBM
+    prefix = f"{steps[-1][0]}__" if steps else ""
     chosen = {}
     for param, value in params.items():
         full = param if param in settable else f"{prefix}{param}"
-        if full not in settable and not takes_any:
+        if full not in settable:
             own = [other.removeprefix(prefix) for other in settable]
             raise HeadError(f"head {name!r} has no parameter {param!r}; {nearest(param, own)}")
         chosen[full] = value

@@ -44,8 +44,8 @@ class Rows:
         self.task: Any = features.task
         self._numbers: dict[str, np.ndarray] = {split: features.rows(split) for split in SPLITS}
         self._read: dict[str, np.ndarray] = {}
-        # Of a fold: the rows that its training rows are taken from, and their positions there.
-        self._whole: tuple[Rows, np.ndarray] | None = None
+        # Of a fold: the rows that its own are taken from.
+        self._whole: Rows | None = None
 
     def fold(self, train: np.ndarray, held_out: np.ndarray) -> Rows:
         """Return some of the training rows, measured on others: the split `HELD_OUT`.
@@ -59,9 +59,7 @@ class Rows:
         fold._numbers = {**self._numbers, "train": numbers[train], HELD_OUT: numbers[held_out]}
         fold._read, fold.splits = {}, (HELD_OUT,)
         if self.in_memory:
-            fold._whole = self, train
-            fold._read = {HELD_OUT: self.values("train")[held_out]}
-            fold._read["val"] = self.values("val")  # for early stopping
+            fold._whole = self
         return fold
 
     def numbers(self, split: str) -> np.ndarray:
@@ -80,11 +78,15 @@ class Rows:
 
     def values(self, split: str) -> np.ndarray:
         """Return features, float32 (row, …)."""
-        if split not in self._read and split == "train" and self._whole is not None:
-            whole, positions = self._whole
-            self._read[split] = whole.values(split)[positions]
-        elif split not in self._read:
-            self._read[split] = self.features.read(self._numbers[split], np.float32)
+        if split not in self._read:
+            numbers, whole = self._numbers[split], self._whole
+            if whole is None:
+                self._read[split] = self.features.read(numbers, np.float32)
+            elif split in whole.splits and split != "train":
+                return whole.values(split)
+            else:
+                positions = whole.numbers("train").searchsorted(numbers)
+                self._read[split] = whole.values("train")[positions]
         return self._read[split]
 
     def targets(self, split: str) -> np.ndarray:
@@ -115,7 +117,7 @@ class Rows:
         size = batch_size or STREAMED_ROWS
         return Batches(source, numbers, targets, size, shuffle, seed, memory)
 
-    def parts(self, split: str) -> Iterator[np.ndarray]:
+    def chunks(self, split: str) -> Iterator[np.ndarray]:
         """Yield the features of a split in order, float32 (row, …), at once or streamed."""
         if self.in_memory or split in self._read:
             yield self.values(split)
@@ -153,14 +155,13 @@ class Rows:
             np.bincount(dataset.targets[rows], minlength=len(classes))
             for rows in (images, held_out)
         )
-        if missing := classes[trained == 0].tolist():
+        if missing := ", ".join(classes[trained == 0]):
             texts.append(
-                f"the train split has no sample of class {', '.join(missing)}, which will never "
-                "be predicted"
+                f"the train split has no sample of class {missing}, which will never be predicted"
             )
-        if single := classes[(trained == 1) & (measured == 0)].tolist():
+        if single := ", ".join(classes[(trained == 1) & (measured == 0)]):
             texts.append(
-                f"class {', '.join(single)} has a single sample, in the train split: it can be "
+                f"class {single} has a single sample, in the train split: it can be "
                 "predicted, but not evaluated; add samples"
             )
         return texts
@@ -180,12 +181,10 @@ def check_labels(dataset: Dataset) -> None:
             f"data set {dataset.name!r} has no labelled rows in its train split; "
             f"split it again with {scan} --val F --test F"
         )
-    if dataset.task == "regression":
-        return
-    seen = np.unique(dataset.targets[train])
-    if len(seen) < 2:
-        only = str(dataset.classes[int(seen[0])])
+    codes = np.unique(dataset.targets[train])
+    if dataset.task == "classification" and len(codes) < 2:
         raise HeadError(
-            f"the train split of data set {dataset.name!r} has one class, {only!r}; a head "
-            f"needs at least two: add samples, or split again with {scan} --val F --seed N"
+            f"the train split of data set {dataset.name!r} has one class, "
+            f"{str(dataset.classes[int(codes[0])])!r}; a head needs at least two: add samples, or "
+            f"split again with {scan} --val F --seed N"
         )

@@ -15,43 +15,42 @@ from featurestore.pipeline.spec_file import SpecFile
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
+    from featurestore.backbone.engines import Engine
     from featurestore.dataset import Dataset
-    from featurestore.promotion import FineTuning
 
 File = SpecFile[PipelineSpec]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A backbone and the layers to extract; ``name`` is what messages call it."""
+    """A backbone that was checked; it is opened again to compute, so that one is in memory.
 
-    backbone: Backbone
-    layers: list[str]
-    name: str
+    Attributes
+    ----------
+    spec : dict
+        Its :attr:`Backbone.spec`.
+    engine : str
+        Library that computes the forward pass.
+    digests : dict of str to str
+        The layers to extract, and the prefix digest of each.
+    unfreezes : list of str
+        Those up to which `promote` has something to unfreeze.
+    """
 
-    def prefix_digests(self) -> list[str]:
-        """Return the prefix digest of each of the layers."""
-        from featurestore.backbone import LayerRef
+    spec: dict[str, Any]
+    engine: Engine
+    digests: dict[str, str]
+    unfreezes: list[str]
 
-        return [self.backbone.prefix_digest(LayerRef.parse(ref).layer) for ref in self.layers]
+    def open(self) -> Backbone:
+        """Open the backbone."""
+        from featurestore.backbone import Backbone
 
-    def unfrozen(self, ref: str, options: FineTuning) -> list[str]:
-        """Return the layers to unfreeze up to a cut; raises BackboneError."""
-        from featurestore.backbone import LayerRef
-
-        names = self.backbone.layer_names
-        return options.unfrozen(names[: names.index(LayerRef.parse(ref).layer) + 1])
-
-    def reaches(self, ref: str, options: FineTuning) -> bool:
-        """Whether there is anything to unfreeze up to a cut."""
-        try:
-            return bool(self.unfrozen(ref, options))
-        except BackboneError:
-            return False
+        return Backbone.from_spec(self.spec).using(engine=self.engine)
 
 
-def open_sources(file: File) -> list[Source]:
-    """Open the backbones of a file: one for each combination of the values of an entry.
+def check_backbones(file: File) -> list[Source]:
+    """Open the backbones of a file one by one: one for each combination of an entry's values.
 
     Raises
     ------
@@ -62,33 +61,37 @@ def open_sources(file: File) -> list[Source]:
     from sklearn.model_selection import ParameterGrid
 
     return [
-        _open(file, number, entry, values)
+        _check(file, number, entry, values)
         for number, entry in enumerate(file.spec.backbone or [])
         for values in ParameterGrid(entry.model_dump(exclude={"layers"}, exclude_none=True))
     ]
 
 
-def _open(file: File, number: int, entry: BackboneSpec, values: dict[str, Any]) -> Source:
-    from featurestore.backbone import Backbone
+def _check(file: File, number: int, entry: BackboneSpec, values: dict[str, Any]) -> Source:
+    from featurestore.backbone import Backbone, LayerRef
 
     where: list[str | int] = ["backbone", number]
-    several = [name for name in values if name != "model" and len(getattr(entry, name)) > 1]
-    variant = ", ".join(f"{name.replace('_', ' ')} {values[name]}" for name in several)
     for name in {"model", "weights"}.intersection(values):
         if Path(values[name]).suffix:
             values[name] = str(file.resolve(values[name]))
-    layers = entry.layers or file.spec.layers or []
+    engine, tuning = file.spec.extract.engine, file.spec.promote
     try:
-        backbone = Backbone.open(**values, engine=file.spec.extract.engine)
-        for place, layer in enumerate(layers):
+        backbone = Backbone.open(**values, engine=engine)
+        source = Source(backbone.spec, engine, {}, [])
+        beyond: BackboneError | None = None
+        for place, ref in enumerate(entry.layers or file.spec.layers or []):
             where = ["backbone", number, "layers", place] if entry.layers else ["layers", place]
-            backbone.shape(layer)
-        name = f"{backbone.name} ({variant})" if variant else backbone.name
-        source = Source(backbone, layers, name)
+            backbone.shape(ref)
+            layer, names = LayerRef.parse(ref).layer, backbone.layer_names
+            source.digests[ref] = backbone.prefix_digest(layer)
+            try:
+                if tuning and tuning.unfrozen(names[: names.index(layer) + 1]):
+                    source.unfreezes.append(ref)
+            except BackboneError as error:
+                beyond = error
         where = ["promote", "unfreeze"]
-        tuning = file.spec.promote
-        if tuning and not any(source.reaches(layer, tuning) for layer in layers):
-            source.unfrozen(layers[-1], tuning)  # It raises, and names what is near.
+        if beyond and not source.unfreezes:
+            raise beyond
     except FeatureStoreError as error:
         raise file.mistake(where, str(error)) from error
     return source

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.digests import digest_bytes, digest_fields, json_text, short
-from featurestore.errors import DatasetError, HeadError, InputError, NotFoundError, nearest
+from featurestore.errors import DatasetError, HeadError, NotFoundError, nearest
 from featurestore.extraction.cluster import Cluster, ClusterLike
 from featurestore.features import Features, stored, without_boundaries
 from featurestore.heads import Head, best, leaderboard
-from featurestore.heads.calls import Call, Failed, add, fit_calls
+from featurestore.heads.fit import fit_each
 from featurestore.heads.folds import FOLDS
 from featurestore.listening import OnEvent, receiver
-from featurestore.pipeline.check import File, Source, check_data, check_heads, open_sources
+from featurestore.pipeline.check import File, Source, check_backbones, check_data, check_heads
 from featurestore.pipeline.spec import PipelineSpec
 from featurestore.pipeline.spec_file import read_spec
 from featurestore.scratch import written
@@ -99,11 +99,11 @@ class _Run:
     def run(self, store: StoreLike) -> dict[str, Any]:
         began, clock = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
         check_heads(self.file)
-        sources = open_sources(self.file)
+        sources = check_backbones(self.file)
         arrays: list[Features] = []
         if sources:
             dataset = self._data(store)
-            inputs = [digest for source in sources for digest in source.prefix_digests()]
+            inputs = [digest for source in sources for digest in source.digests.values()]
         else:
             arrays = self._stored(store)
             dataset = arrays[0].dataset
@@ -134,7 +134,7 @@ class _Run:
                     "rows": len(dataset),
                     "problems": len(dataset.problems),
                 },
-                "backbones": [source.backbone.spec for source in sources],
+                "backbones": [source.spec for source in sources],
             },
             "features": [str(features.key) for features in arrays if not is_pixels(features)],
             "heads": [
@@ -204,12 +204,9 @@ class _Run:
     def _stored(self, store: StoreLike) -> list[Features]:
         """Return the stored features that a file without a backbone selects."""
         self.store = FeatureStore.of(store)
-        path = self.spec.data.path
-        place = self.file.resolve(path)
-        name = str(place) if place.exists() and not self.store.datasets.has(path) else path
         where: list[str | int] = ["data"]
         try:
-            dataset = self._named(name)
+            dataset = self._named(self.spec.data.path)
             selection = self.spec.features.model_dump(exclude_none=True)
             where = ["features" if selection else "data"]
             selected = stored(self.store, dataset, **selection)
@@ -232,13 +229,7 @@ class _Run:
         spec = self.spec.model_dump(mode="json")
         identity = {"spec": spec, "dataset": dataset.manifest_digest, "inputs": list(inputs)}
         folder = self.runs / self.spec.name / short(digest_fields(identity))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot make the folder {str(folder)!r} for the results: {error.strerror}",
-                remedy="name another with --runs",
-            ) from None
+        folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def _extract(self, dataset: Dataset, sources: Sequence[Source]) -> list[Features]:
@@ -248,51 +239,31 @@ class _Run:
         started = time.perf_counter()
         options = self.spec.extract.model_dump(exclude={"engine"})
         options |= {"cluster": self.cluster, "on_event": self.on_event}
-        boundaries = self._boundaries(sources)
         if self.spec.baseline is not None:
             pixels = Backbone.open("pixels", input_size=self.spec.baseline.input_size)
-            sources = [*sources, Source(pixels, ["pixels"], "pixels")]
+            sources = [*sources, Source(pixels.spec, "auto", {"pixels": ""}, [])]
         arrays, fresh = [], False
         for source in sources:
-            more = boundaries if source is sources[0] else []
-            also = "".join(f"; {ref} too, for fine-tuning" for ref in more)
-            self._say("extract", f"features of {dataset.name} by {source.name}{also}")
-            extraction = extract(
-                dataset, source.backbone, source.layers, self.store, boundaries=more, **options
-            )
-            arrays += [extraction[ref] for ref in source.layers]
+            backbone = source.open()
+            self._say("extract", f"features of {dataset.name} by {backbone.name}")
+            extraction = extract(dataset, backbone, [*source.digests], self.store, **options)
+            arrays += [extraction[ref] for ref in source.digests]
             reports = extraction.reports.values()
             fresh |= any(report.rows_reused < report.shape[0] for report in reports)
         self._end("extract", started, fresh=fresh, result="all features are stored")
         return arrays
 
-    def _boundaries(self, sources: Sequence[Source]) -> list[str]:
-        """Return the layer that fine-tuning will read, if there is but one to fine-tune from.
-
-        It is then extracted in the same pass. Fine-tuning computes in float32, which takes a pass
-        of its own if the heads' features do not.
-        """
-        tuning, source = self.spec.promote, sources[0]
-        if tuning is None or not tuning.passes or len(sources) * len(source.layers) > 1:
-            return []
-        if source.backbone.computing.precision != "float32":
-            return []
-        from featurestore.promotion import boundary_ref
-
-        ref = boundary_ref(source.backbone, source.layers[0], tuning)
-        return [] if ref is None or ref in source.layers else [ref]
-
     def _heads(
         self, arrays: Sequence[Features], selection: dict[str, str]
-    ) -> tuple[list[Head], list[Failed]]:
+    ) -> tuple[list[Head], list[dict[str, Any]]]:
         started = time.perf_counter()
         before = {meta["id"] for meta in self.store.heads.values()}
         self._say("heads", "the best by {split} {metric}".format(**selection))
         heads: dict[str, Head] = {}
-        failed: list[Failed] = []
+        failed: list[dict[str, Any]] = []
         for features in arrays:
             self._say("heads", f"on {features.ref} by {features.key.short.model}")
-            fitted, errors = fit_calls(self._calls(features), self.on_event)
+            fitted, errors = fit_each(self._requests(features), self.on_event)
             heads |= {head.id: head for head in fitted}
             failed += errors
         if all(map(is_pixels, heads.values())):
@@ -301,13 +272,12 @@ class _Run:
         self._end("heads", started, fresh=not before.issuperset(heads), result=result)
         return list(heads.values()), failed
 
-    def _calls(self, features: Features) -> list[Call]:
-        calls: list[Call] = []
+    def _requests(self, features: Features) -> Iterator[Any]:
         for head in self.spec.heads:
             options = head.model_dump(include={"seed", "label", "tags", "note"})
             options |= {"folds": self.spec.folds, "seeds": self.spec.seeds}
-            add(calls, features, options, [(head.head, params) for params in head.combinations()])
-        return calls
+            for params in head.combinations():
+                yield features, options, (head.head, params)
 
     def _choose(self, heads: Sequence[Head], metric: str) -> Head:
         """Return the best head on features; for a promotion, the best that can be promoted."""
@@ -336,10 +306,10 @@ class _Run:
         if tuning is None:
             return None
         started, ref = time.perf_counter(), head.key.ref
-        source = next(one for one in sources if head.key.prefix_digest in one.prefix_digests())
+        source = next(one for one in sources if head.key.prefix_digest in one.digests.values())
         options = {**tuning.model_dump(), "epochs": tuning.passes}
-        what = f"{head.id} on {ref} by {source.name}"
-        if tuning.unfreeze is not None and not source.reaches(ref, tuning):
+        what = f"{head.id} on {ref} by {head.key.short.model}"
+        if tuning.unfreeze is not None and ref not in source.unfreezes:
             options["unfreeze"] = None
             what += f" ({tuning.unfreeze} comes after it: nothing to unfreeze)"
         self._say("promote", what)
@@ -351,7 +321,7 @@ class _Run:
 
         # Folds are of the training rows, which count as seen.
         options["selected_on"] = [] if chosen_by == FOLDS else [chosen_by]
-        promotion = promote(head, source.backbone, data=dataset, on_event=self.on_event, **options)
+        promotion = promote(head, source.open(), data=dataset, on_event=self.on_event, **options)
         self.on_event(PromotionStageStarted(f"write {folder / MODEL}"))
         promotion.save(folder / MODEL)
         self._end("promote", started, fresh=True, result=str(folder / MODEL))

@@ -113,7 +113,7 @@ class HeadSpec(Settings):
     tags: Tags = Field(default=[])
     """Tags to write on the heads."""
     note: str | None = None
-    """A note to write on the heads."""
+    """A note for later, in any words."""
 
     def combinations(self) -> list[dict[str, Any]]:
         """Return the parameters of each head of this entry."""

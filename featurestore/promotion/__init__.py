@@ -9,8 +9,8 @@
     freezing         which layers train             origin       backbone and data of a head
     saved            model files                    class_names  what every copy of a model keeps
     training_record  samples that trained a model   evaluation   metrics, by what was seen
-    inference        predictions from images        listing      images to predict
-    exportable       images of one size             choice       the best head to promote
+    inference        predictions from images        exportable   images of one size
+    choice           the best head to promote
 
 The names below are loaded on first use: reading the options imports no Keras.
 """
@@ -18,33 +18,14 @@ The names below are loaded on first use: reading the options imports no Keras.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from featurestore.promotion.evaluation import evaluate as evaluate
-    from featurestore.promotion.evaluation import mistakes as mistakes
-    from featurestore.promotion.events import PromotionEvent as PromotionEvent
-    from featurestore.promotion.events import PromotionStageStarted as PromotionStageStarted
-    from featurestore.promotion.events import Proved as Proved
-    from featurestore.promotion.events import TuningEpochEnded as TuningEpochEnded
-    from featurestore.promotion.exportable import fixed_images as fixed_images
-    from featurestore.promotion.fine_tuning import FineTuning as FineTuning
-    from featurestore.promotion.freezing import boundary_ref as boundary_ref
-    from featurestore.promotion.fuse import promotable as promotable
-    from featurestore.promotion.inference import predict as predict
-    from featurestore.promotion.parity import Parity as Parity
-    from featurestore.promotion.run import Promotion as Promotion
-    from featurestore.promotion.run import promote as promote
-    from featurestore.promotion.saved import check_target as check_target
-    from featurestore.promotion.saved import load_model as load_model
-
-# Names by the module that has them.
+# Module -> its names that have a place here too.
 _NAMES = {
     "evaluation": "evaluate mistakes",
     "events": "PromotionEvent PromotionStageStarted Proved TuningEpochEnded",
     "exportable": "fixed_images",
     "fine_tuning": "FineTuning",
-    "freezing": "boundary_ref",
     "fuse": "promotable",
     "inference": "predict",
     "parity": "Parity",
@@ -52,16 +33,13 @@ _NAMES = {
     "saved": "check_target load_model",
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
-# Modules that import Keras at their top.
-_WITH_KERAS = ("exportable", "freezing", "fuse", "run")
 
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'featurestore.promotion' has no attribute {name!r}")
-    if home in _WITH_KERAS:
-        from featurestore.quiet import load_tensorflow
+    from featurestore.quiet import load_tensorflow
 
-        load_tensorflow()
+    load_tensorflow()
     return getattr(importlib.import_module(f"featurestore.promotion.{home}"), name)

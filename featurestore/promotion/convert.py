@@ -1,11 +1,11 @@
 """Fitted scikit-learn estimators as stock Keras layers, step by step.
 
-Linear classifiers and regressors, ``MLPClassifier`` and ``MLPRegressor`` convert, alone or behind
-scalers, PCA and feature selection in a ``Pipeline``, calibrated or with a threshold (see
-:mod:`featurestore.promotion.calibration`), or inside a fitted search.
+Linear classifiers and regressors, ``MLPClassifier`` and ``MLPRegressor`` convert, alone, behind
+scalers, PCA and feature selection in a ``Pipeline``, or inside a fitted search. A linear classifier
+may be calibrated (see :mod:`featurestore.promotion.calibration`), and either may have a threshold.
 
 All that a head has learned becomes ordinary weights, which ``set_weights`` and every exporter
-carry. The weights of scaling and selection are not trainable.
+carry. The weights of scaling, selection, calibration and thresholds are not trainable.
 """
 
 from __future__ import annotations
@@ -14,17 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 
 from featurestore.errors import PromotionError
 from featurestore.heads.decision import Threshold
-from featurestore.promotion.calibration import (
-    calibrated,
-    inner_classifiers,
-    log,
-    refusal,
-    scaled,
-)
+from featurestore.promotion.calibration import calibrated, scaled
 
 PROMOTABLE = (
     "Keras heads, linear classifiers and regressors (logistic, ridge, linear-svm, "
@@ -69,8 +64,6 @@ class Flow:
         self, kernel: np.ndarray, bias: Any, name: str, activation: str | None = None
     ) -> Flow:
         """Apply ``activation(features @ kernel + bias)``."""
-        import keras
-
         full = np.zeros((int(self.x.shape[-1]), kernel.shape[1]), "float32")
         full[self.index] = kernel
         layer = keras.layers.Dense(kernel.shape[1], activation=activation, name=name)
@@ -105,71 +98,79 @@ def as_layers(estimator: Any, x: Any, prefix: str, softmax: str) -> tuple[Any, A
         If a step has no Keras form; the message lists what can be promoted.
     """
     check(estimator)
-    return _apply(estimator, Flow.of(x), prefix, softmax)
-
-
-def _apply(estimator: Any, flow: Flow, prefix: str, softmax: str) -> tuple[Any, Any]:
-    """Apply an estimator that `check` accepts; as :func:`as_layers`."""
-    import keras
-
-    *before, last = _steps(estimator)
-    for number, step in enumerate(before):
-        convert = _transformer(step)
-        assert convert is not None
-        flow = convert(step, flow, f"{prefix}{number}_{type(step).__name__.lower()}")
-    name = f"{prefix}{len(before)}_{type(last).__name__.lower()}"
+    last, flow, name = _before_last(estimator, Flow.of(x), prefix)
+    if type(last).__name__ == "CalibratedClassifierCV":
+        folds = last.calibrated_classifiers_
+        scores = [
+            _scores(fold.estimator, flow, f"{name}_{number}_") for number, fold in enumerate(folds)
+        ]
+        output = calibrated(folds, scores, name, softmax)
+        return output, output
     threshold = Threshold.of(last)
     if threshold is not None:
-        scores, output = _apply(last.estimator_, flow, f"{name}_", f"{name}_probabilities")
-        # The scores of a calibrated classifier are its probabilities.
-        logits = log(output, f"{name}_log") if scores is output else scores
-        logits = scaled(logits, 1.0, [0.0, threshold.shift], f"{name}_threshold")
+        scores = _scores(last.estimator_, flow, f"{name}_")
+        logits = scaled(scores, 1.0, [0.0, threshold.shift], f"{name}_threshold")
         output = keras.layers.Softmax(name=softmax)(logits)
         return (logits if threshold.response == "decision_function" else output), output
-    if inner_classifiers(last):
-        output = _calibrated(last, flow, name, softmax)
-        return output, output
-    predictor = _predictor(last)
-    assert predictor is not None
-    scores = predictor(last, flow, name).x
-    if not hasattr(last, "classes_"):
-        return scores, scores
-    logits = scores
-    if _is_one_versus_rest(last):
-        # Each sigmoid's share of their sum is the softmax of their logarithms.
-        logits = keras.layers.Activation("log_sigmoid", name=f"{prefix}log_sigmoid")(scores)
-    return scores, keras.layers.Softmax(name=softmax)(logits)
+    scores = _predictor(last)(last, flow, name).x
+    classifies = hasattr(last, "classes_")
+    return scores, keras.layers.Softmax(name=softmax)(scores) if classifies else scores
 
 
-def _calibrated(calibration: Any, flow: Flow, name: str, softmax: str) -> Any:
-    """Apply the classifier of each fold, calibrated; the mean of their probabilities."""
-    import keras
-
-    outputs = []
-    for number, fold in enumerate(calibration.calibrated_classifiers_):
-        own = f"{name}_{number}"
-        scores, output = _apply(fold.estimator, flow, f"{own}_", f"{own}_probabilities")
-        outputs.append(calibrated(fold, scores, output, own))
-    if len(outputs) == 1:
-        return keras.layers.Activation("linear", name=softmax)(outputs[0])
-    return keras.layers.Average(name=softmax)(outputs)
+def _before_last(estimator: Any, flow: Flow, prefix: str) -> tuple[Any, Flow, str]:
+    """Apply all steps but the last; return that one, its input, and the name of its layer."""
+    *before, last = _steps(estimator)
+    for number, step in enumerate(before):
+        flow = _transformer(step)(step, flow, f"{prefix}{number}_{type(step).__name__.lower()}")
+    return last, flow, f"{prefix}{len(before)}_{type(last).__name__.lower()}"
 
 
-def check(estimator: Any) -> None:
-    """Raise PromotionError if a step of a fitted estimator has no Keras form."""
-    steps = _steps(estimator)
-    for step in steps:
-        name, last = type(step).__name__, step is steps[-1]
-        inner = inner_classifiers(step) if last else []
-        convert = inner or (_predictor(step) if last else _transformer(step))
-        if not convert or not type(step).__module__.startswith("sklearn."):
-            place = "as the last step" if last else "before another step"
-            raise no_form(f"{name} {place}" if len(steps) > 1 else name)
-        reason = refusal(step) if inner else _refusal(step)
-        if reason is not None:
-            raise PromotionError(f"{name} cannot be promoted: {reason}")
-        for classifier in inner:
-            check(classifier)
+def _scores(classifier: Any, flow: Flow, prefix: str) -> Any:
+    """Return the logits (row, class) of a classifier inside a calibration or a threshold."""
+    last, flow, name = _before_last(classifier, flow, prefix)
+    return _predictor(last)(last, flow, name).x
+
+
+def check(estimator: Any, *, inside: bool = False) -> None:
+    """Raise PromotionError if a step of a fitted estimator has no Keras form.
+
+    ``inside`` a calibration or a threshold there can be no other.
+    """
+    *before, last = _steps(estimator)
+    for step in before:
+        _require(step, _transformer(step), f"{type(step).__name__} before another step")
+    name = type(last).__name__
+    calibrates, threshold = name == "CalibratedClassifierCV", Threshold.of(last)
+    wraps = (calibrates or threshold) and not inside
+    _require(last, wraps or _predictor(last), f"{name} as the last step" if before else name)
+    if calibrates:
+        for fold in last.calibrated_classifiers_:
+            check(fold.estimator, inside=True)
+            if not hasattr(fold.estimator, "decision_function"):
+                raise no_form(f"a calibrated {type(_steps(fold.estimator)[-1]).__name__}")
+            # For temperatures, the classes of the folds are numbers.
+            if len(fold.estimator.classes_) < len(last.classes_):
+                raise PromotionError(
+                    f"{name} cannot be promoted: some of its folds lack a class; calibrate with "
+                    "ensemble=False"
+                )
+    elif threshold:
+        check(last.estimator_, inside=True)
+        if not np.isfinite(threshold.shift):
+            raise PromotionError(
+                f"{name} cannot be promoted: its threshold predicts one class for all rows; "
+                "expected one between 0 and 1"
+            )
+
+
+def _require(step: Any, converts: Any, what: str) -> None:
+    if not converts or not type(step).__module__.startswith("sklearn."):
+        raise no_form(what)
+    for kind, parameter, value, instead in _REFUSED:
+        if type(step).__name__ == kind and getattr(step, parameter, None) == value:
+            raise PromotionError(
+                f"{kind} with {parameter}={value!r} has no Keras form; use {instead}"
+            )
 
 
 def no_form(what: str) -> PromotionError:
@@ -181,82 +182,44 @@ def no_form(what: str) -> PromotionError:
     )
 
 
+# Class, parameter, its value without a Keras form, and what to use instead.
+_REFUSED = (
+    ("CalibratedClassifierCV", "method", "isotonic", "method='sigmoid' or 'temperature'"),
+    ("MinMaxScaler", "clip", True, "clip=False"),
+    ("MLPRegressor", "loss", "poisson", "loss='squared_error'"),
+    ("Normalizer", "norm", "l1", "norm='l2'"),
+    ("Normalizer", "norm", "max", "norm='l2'"),
+    # One sigmoid for each class, which no softmax gives.
+    ("SGDClassifier", "loss", "log_loss", "loss='hinge', or LogisticRegression"),
+    ("SGDClassifier", "loss", "modified_huber", "loss='hinge', or LogisticRegression"),
+)
+# Linear inside, but with a link function between the product and the prediction.
+_LINKED = {"PoissonRegressor", "GammaRegressor", "TweedieRegressor"}
+
+
 def _steps(estimator: Any) -> list[Any]:
     if hasattr(estimator, "best_estimator_"):
         return _steps(estimator.best_estimator_)
-    if type(estimator).__name__ == "FrozenEstimator":
-        return _steps(estimator.estimator)
     if hasattr(estimator, "steps"):
         inner = [step for _, step in estimator.steps if step not in (None, "passthrough")]
         return [part for step in inner for part in _steps(step)]
     return [estimator]
 
 
-def _transformer(step: Any) -> Convert | None:
-    if hasattr(step, "get_support"):
-        return _selection
-    return _TRANSFORMERS.get(type(step).__name__)
+def _transformer(step: Any) -> Any:
+    return _selection if hasattr(step, "get_support") else _TRANSFORMERS.get(type(step).__name__)
 
 
-def _predictor(step: Any) -> Convert | None:
+def _predictor(step: Any) -> Any:
     name = type(step).__name__
     if type(step).__module__.startswith("sklearn.linear_model.") and name not in _LINKED:
-        return _linear if hasattr(step, "coef_") and hasattr(step, "intercept_") else None
+        return _linear if hasattr(step, "coef_") else None
     return _PREDICTORS.get(name)
 
 
-def _refusal(step: Any) -> str | None:
-    """Return why a step does not convert although its class does, or None."""
-    name = type(step).__name__
-    if getattr(step, "clip", False):
-        return "clip=True has no Keras form; fit it with clip=False"
-    if name == "Normalizer" and step.norm != "l2":
-        return f"norm={step.norm!r} has no Keras form; use norm='l2'"
-    if name == "SGDClassifier" and step.loss == "modified_huber":
-        return "loss='modified_huber' gives probabilities that no layer gives; use 'log_loss'"
-    if name == "MLPClassifier" and step.out_activation_ == "logistic" and len(step.classes_) > 2:
-        return "it predicts several labels for one sample; use one class for each sample"
-    if name == "MLPRegressor" and step.out_activation_ != "identity":
-        return f"its output is {step.out_activation_!r} of a sum; use loss='squared_error'"
-    return None
-
-
-def _is_one_versus_rest(step: Any) -> bool:
-    if len(step.classes_) < 3 or not hasattr(step, "predict_proba"):
-        return False
-    if type(step).__name__ == "SGDClassifier":
-        return step.loss == "log_loss"
-    # Before scikit-learn 1.8.
-    return getattr(step, "multi_class", None) == "ovr" or getattr(step, "solver", "") == "liblinear"
-
-
-# Linear inside, but with a link function between the product and the prediction.
-_LINKED = {"PoissonRegressor", "GammaRegressor", "TweedieRegressor"}
-
-
-def _standard_scaler(step: Any, flow: Flow, name: str) -> Flow:
-    mean = step.mean_ if step.with_mean else 0.0
-    return flow.scaled(mean, 1 / step.scale_ if step.with_std else 1.0, name)
-
-
-def _min_max_scaler(step: Any, flow: Flow, name: str) -> Flow:
-    return flow.scaled(-step.min_ / step.scale_, step.scale_, name)
-
-
-def _max_abs_scaler(step: Any, flow: Flow, name: str) -> Flow:
-    return flow.scaled(0.0, 1 / step.scale_, name)
-
-
-def _robust_scaler(step: Any, flow: Flow, name: str) -> Flow:
-    center = step.center_ if step.with_centering else 0.0
-    return flow.scaled(center, 1 / step.scale_ if step.with_scaling else 1.0, name)
-
-
-def _normalizer(step: Any, flow: Flow, name: str) -> Flow:
-    import keras
-
-    # Features that were not selected are zero, so they do not count.
-    return Flow(keras.layers.UnitNormalization(axis=-1, name=name)(flow.x), flow.index)
+def _selection(step: Any, flow: Flow, name: str) -> Flow:
+    selected = flow.index[step.get_support(indices=True)]
+    return Flow(flow.x, selected).scaled(0.0, 1.0, name)
 
 
 def _pca(step: Any, flow: Flow, name: str) -> Flow:
@@ -266,15 +229,6 @@ def _pca(step: Any, flow: Flow, name: str) -> Flow:
         deviation = np.sqrt(step.explained_variance_)
         kernel = kernel / np.maximum(deviation, np.finfo(deviation.dtype).eps)
     return flow.scaled(step.mean_, 1.0, f"{name}_centered").dense(kernel, 0.0, name)
-
-
-def _truncated_svd(step: Any, flow: Flow, name: str) -> Flow:
-    return flow.dense(step.components_.T, 0.0, name)
-
-
-def _selection(step: Any, flow: Flow, name: str) -> Flow:
-    selected = flow.index[step.get_support(indices=True)]
-    return Flow(flow.x, selected).scaled(0.0, 1.0, name)
 
 
 def _linear(step: Any, flow: Flow, name: str) -> Flow:
@@ -304,13 +258,25 @@ def _multilayer_perceptron(step: Any, flow: Flow, name: str) -> Flow:
 
 _TRANSFORMERS: dict[str, Convert] = {
     "IncrementalPCA": _pca,
-    "MaxAbsScaler": _max_abs_scaler,
-    "MinMaxScaler": _min_max_scaler,
-    "Normalizer": _normalizer,
+    "MaxAbsScaler": lambda step, flow, name: flow.scaled(0.0, 1 / step.scale_, name),
+    "MinMaxScaler": lambda step, flow, name: flow.scaled(
+        -step.min_ / step.scale_, step.scale_, name
+    ),
+    "Normalizer": lambda step, flow, name: Flow(
+        # Features that were not selected are zero, so they do not count.
+        keras.layers.UnitNormalization(axis=-1, name=name)(flow.x),
+        flow.index,
+    ),
     "PCA": _pca,
-    "RobustScaler": _robust_scaler,
-    "StandardScaler": _standard_scaler,
-    "TruncatedSVD": _truncated_svd,
+    "RobustScaler": lambda step, flow, name: flow.scaled(
+        step.center_ if step.with_centering else 0.0,
+        1 / step.scale_ if step.with_scaling else 1.0,
+        name,
+    ),
+    "StandardScaler": lambda step, flow, name: flow.scaled(
+        step.mean_ if step.with_mean else 0.0, 1 / step.scale_ if step.with_std else 1.0, name
+    ),
+    "TruncatedSVD": lambda step, flow, name: flow.dense(step.components_.T, 0.0, name),
 }
 _PREDICTORS: dict[str, Convert] = {
     "LinearDiscriminantAnalysis": _linear,

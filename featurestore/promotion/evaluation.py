@@ -111,18 +111,21 @@ class Evaluation:
     ----------
     classes : list
         The class of each column of the output; empty for regression.
-    rows : dict of str to numpy.ndarray
-        The rows of the data set in each group, (row,).
-    outputs : dict of str to numpy.ndarray
-        The model's output for these, (row, class) or (row, 1).
+    rows : numpy.ndarray of int, (row,)
+        The labelled rows of the data set.
+    groups : numpy.ndarray of str, (row,)
+        The group of each.
+    outputs : numpy.ndarray of float32, (row, class) or (row, 1)
+        The model's output for these.
     images_were : dict of str to str
-        What the model did with the images of each group.
+        What the model did with the images of each group, in the order of the report.
     """
 
     data: Dataset
     classes: list[Any]
-    rows: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray]
+    rows: np.ndarray
+    groups: np.ndarray
+    outputs: np.ndarray
     images_were: dict[str, str]
 
     @classmethod
@@ -137,63 +140,58 @@ class Evaluation:
             If the data set has no labels, or labels of another kind.
         """
         classes = _comparable(promoted, data)
-        labelled = data.rows(labelled=True, views=False)
         record = promoted.training_record
         splits = np.full(len(data), UNKNOWN) if record is None else record.splits_of(data)
-        rows = {group: labelled[splits[labelled] == group] for group in GROUPS}
-        rows = {group: numbers for group, numbers in rows.items() if len(numbers)}
-        if held_out and set(rows) - {"train"}:
-            rows.pop("train", None)
-        predict = Predictor(promoted)
-        outputs = {group: predict(data.image, numbers.tolist()) for group, numbers in rows.items()}
-        were = {group: UNKNOWN if record is None else record.images_were(group) for group in rows}
-        return cls(data, classes, rows, outputs, were)
+        rows = data.rows(labelled=True, views=False)
+        if held_out and (splits[rows] != "train").any():
+            rows = rows[splits[rows] != "train"]
+        groups = splits[rows]
+        were = {
+            group: UNKNOWN if record is None else record.images_were(group)
+            for group in GROUPS
+            if group in groups
+        }
+        outputs = Predictor(promoted)(data.image, rows.tolist())
+        return cls(data, classes, rows, groups, outputs, were)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The label of each row."""
+        assert self.data.labels is not None
+        return self.data.labels[self.rows]
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
         """See :func:`evaluate`."""
         return {
-            group: {"images_were": were, **self._metrics(group)}
+            group: {"images_were": were, **self._metrics(self.groups == group)}
             for group, were in self.images_were.items()
         }
 
-    def _metrics(self, group: str) -> dict[str, Any]:
-        output, truth = self.outputs[group], self._truth(group)
+    def _metrics(self, group: np.ndarray) -> dict[str, Any]:
+        output, truth = self.outputs[group], self.truth[group]
         if not self.classes:
             return metrics.regression(truth, output[:, 0].astype(np.float64))
         predicted = np.asarray(self.classes, dtype=object)[output.argmax(axis=1)]
         return metrics.classification(truth, predicted, output, self.classes, self.classes)
 
-    def _truth(self, group: str) -> np.ndarray:
-        assert self.data.labels is not None
-        return self.data.labels[self.rows[group]]
-
     @property
     def mistakes(self) -> list[dict[str, Any]]:
         """See :func:`mistakes`."""
-        samples = [
-            {
-                "path": self.data.paths[row],
-                "row": int(row),
-                "truth": truth,
-                **self._prediction(output, truth),
-                "images_were": were,
-            }
-            for group, were in self.images_were.items()
-            for row, output, truth in zip(
-                self.rows[group], self.outputs[group], self._truth(group).tolist(), strict=True
-            )
-        ]
-        if self.classes:
-            wrong = [sample for sample in samples if sample["label"] != sample["truth"]]
-            return sorted(wrong, key=lambda sample: (-sample["probability"], sample["row"]))
-        return sorted(samples, key=lambda sample: (-abs(sample["error"]), sample["row"]))
-
-    def _prediction(self, output: np.ndarray, truth: Any) -> dict[str, Any]:
-        if not self.classes:
-            return {"label": float(output[0]), "error": float(output[0]) - truth}
-        best = int(output.argmax())
-        return {"label": self.classes[best], "probability": float(output[best])}
+        numbers = not self.classes
+        best = self.outputs.argmax(axis=1)
+        samples = []
+        for row, group, truth, output, column in zip(
+            self.rows.tolist(), self.groups, self.truth.tolist(), self.outputs, best, strict=True
+        ):
+            top = float(output[column])
+            label = top if numbers else self.classes[column]
+            if numbers or label != truth:
+                sample = {"path": self.data.paths[row], "row": row, "truth": truth, "label": label}
+                sample |= {"error": top - truth} if numbers else {"probability": top}
+                samples.append({**sample, "images_were": self.images_were[group]})
+        by = "error" if numbers else "probability"
+        return sorted(samples, key=lambda sample: (-abs(sample[by]), sample["row"]))
 
 
 def _comparable(promoted: Promoted, data: Dataset) -> list[Any]:

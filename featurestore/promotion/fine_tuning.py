@@ -26,13 +26,16 @@ class FineTuning(Settings):
     Adam trains; the learning rate of the head is ten times that of the backbone.
     """
 
-    unfreeze: int | str | None = None
+    unfreeze: Annotated[int | str | None, Field(union_mode="left_to_right")] = None
     """Train the backbone too, from the first layer whose name begins with this text; or, if it is
     a number, its last layers. By default only the head is trained."""
     epochs: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Passes over the training images; by default 3 with an unfrozen backbone, else 0."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    """Learning rate of the backbone; the head's is ten times that."""
+    """Learning rate of the backbone's last trained layer; the head's is ten times that."""
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from each trained layer of the backbone to the one before it,
+    such as 0.8 for transformers."""
     patience: Count | None = None
     """Stop after this number of epochs without improvement; by default all epochs run."""
     keep_tuned: bool = False
@@ -75,14 +78,13 @@ class FineTuning(Settings):
         names, what = list(layers), self.unfreeze
         if what is None:
             return []
-        if isinstance(what, int) or what.strip().lstrip("-").isdigit():
-            count = int(what)
-            if not 1 <= count <= len(names):
+        if isinstance(what, int):
+            if not 1 <= what <= len(names):
                 raise BackboneError(
-                    f"cannot unfreeze the last {count} layers: the backbone has {len(names)} up to"
+                    f"cannot unfreeze the last {what} layers: the backbone has {len(names)} up to"
                     f" the cut, expected a number from 1 to {len(names)}"
                 )
-            return names[-count:]
+            return names[-what:]
         # The layers of a promoted model have a dot where the backbone's have a slash.
         dotted, start = [name.replace("/", ".") for name in names], what.replace("/", ".")
         if start in dotted:

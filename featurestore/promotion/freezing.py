@@ -62,13 +62,3 @@ def boundary(fused: Fused, backbone: Backbone, ref: str) -> tuple[str | None, An
         if through and layer.name in refs:
             last = refs[layer.name], node.outputs[0]
     return last
-
-
-def boundary_ref(backbone: Backbone, ref: str, options: FineTuning) -> str | None:
-    """Return the layer ref that fine-tuning of any head at a cut reads, as `boundary` finds it."""
-    base = backbone.cut(ref)
-    names = tuple(operation.name for operation in base.operations)
-    # The layers of a head come after all that counts here.
-    cut = Fused(base, names[-1], names[-1], names)
-    freeze(cut, unfrozen_layers(cut, options))
-    return boundary(cut, backbone, ref)[0]

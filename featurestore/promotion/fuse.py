@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,26 +48,20 @@ class Fused:
     threshold: Threshold | None = None
 
 
-@contextlib.contextmanager
-def _in_float32() -> Iterator[None]:
-    """Give new layers float32, as the head computes, whatever the user's dtype policy is."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(policy)
-
-
-@_in_float32()
 def fuse(head: Head, backbone: Backbone) -> Fused:
     """Build the promoted model from copies of the head's and the backbone's layers.
 
     Raises
     ------
     PromotionError
-        If the head has no Keras form, or the backbone is not the one of its features.
+        If the head has no Keras form, the backbone is not the one of its features, or new layers
+        of Keras would not compute in float32, as the head does.
     """
+    if (policy := keras.config.dtype_policy().name) != "float32":
+        raise PromotionError(
+            f"the dtype policy of Keras is {policy}, and heads compute in float32; call "
+            "keras.config.set_dtype_policy('float32') first"
+        )
     if head.foreign:  # Known without loading it.
         raise no_form(head.estimator)
     ref = LayerRef.parse(head.key.ref)

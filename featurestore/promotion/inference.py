@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ import numpy as np
 from featurestore.backbone.forward import with_tensorflow
 from featurestore.backbone.graph import dissolve
 from featurestore.backbone.resizing import compiled_resize
-from featurestore.dataset.source import UnreadableError, read
-from featurestore.errors import ImageError, InputError
+from featurestore.dataset.folder import list_files
+from featurestore.dataset.source import UnreadableError, absolute, is_uri, read
+from featurestore.dataset.table import list_rows
+from featurestore.dataset.table_file import is_frame, is_table
+from featurestore.errors import ImageError, InputError, nearest, path_text, received
 from featurestore.images import decode
-from featurestore.promotion.listing import Listed, list_images
 from featurestore.promotion.saved import Promoted, load_model
 from featurestore.table import Grid, Table
 from featurestore.threads import map_ahead
@@ -38,7 +41,8 @@ class Prediction:
     Attributes
     ----------
     path : str
-        The image file.
+        The image file, as it was given; of a folder's files, the folder as it was given and the
+        path in it.
     label : str, int, float or None
         The class of the highest probability, or the predicted value; None if the image cannot be
         used.
@@ -51,8 +55,8 @@ class Prediction:
     """
 
     path: str
-    label: Any
-    probabilities: dict[Any, float]
+    label: Any = None
+    probabilities: dict[Any, float] = field(default_factory=dict)
     columns: dict[str, Any] = field(default_factory=dict)
     problem: str | None = None
 
@@ -93,26 +97,85 @@ def predict(
     return predict_listed(model, list_images(images, image_column, root))
 
 
+def list_images(
+    images: Any, image_column: str | None = None, root: str | Path | None = None
+) -> list[Prediction]:
+    """List image files, those of folders, and those that tables name, without labels yet.
+
+    Raises
+    ------
+    InputError
+        If a file, folder or table does not exist, a folder holds no file, or a table does not have
+        the column.
+    """
+    above = None if root is None else absolute(root)
+    if is_frame(images):
+        return [
+            Prediction(path, columns=row) for path, row in list_rows(images, image_column, above)
+        ]
+    places = [images] if isinstance(images, str | os.PathLike) else images
+    what, expected = "the images", "image files, folders or tables, or one DataFrame"
+    if not isinstance(places, Iterable):
+        raise InputError(f"{what} are {received(images)}", expected)
+    texts = [path_text(place, f"one of {what}", expected) for place in places]
+    return [image for place in texts for image in _images_of(place, image_column, above)]
+
+
+def _images_of(place: str, image_column: str | None, root: str | None) -> Iterator[Prediction]:
+    if os.path.isdir(place):
+        top = absolute(place)
+        paths, problems = list_files(top)
+        for path in paths:
+            yield Prediction(os.path.join(place, os.path.relpath(path, top)))
+        for problem in problems:
+            if problem.kind == "quarantined":
+                path = os.path.join(place, os.path.relpath(problem.path, top))
+                yield Prediction(path, problem=f"cannot read {path!r}: {problem.reason}")
+    elif is_table(place):
+        for path, row in list_rows(absolute(place), image_column, root):
+            yield Prediction(path, columns=row)
+    elif is_uri(place) or os.path.lexists(place):
+        yield Prediction(place)
+    else:
+        parent = Path(place).parent
+        siblings = sorted(map(str, parent.iterdir())) if parent.is_dir() else []
+        raise InputError(f"no image {place!r}", remedy=nearest(place, siblings))
+
+
 def predict_listed(
-    model: str | Path | keras.Model | Promoted, listed: Sequence[Listed]
+    model: str | Path | keras.Model | Promoted, listed: Sequence[Prediction]
 ) -> Table[Prediction]:
     """Predict images that :func:`list_images` has listed; see :func:`predict`."""
     promoted = load_model(model)
-    problems: dict[int, str] = {}
+    problems = {number: image.problem for number, image in enumerate(listed) if image.problem}
 
-    def read(number: int, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    def decoded(number: int, resize: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        path = listed[number].path
         try:
-            return _read(listed[number], then)
-        except InputError as error:
-            problems[number] = str(error)
-            return then(np.zeros((1, 1, 3), np.uint8))
+            if number not in problems:
+                return decode(read(path), resize)
+        except UnreadableError as error:
+            problems[number] = f"cannot read {path!r}: {error}"
+        except ImageError as error:
+            problems[number] = f"cannot decode {path!r}: {error}"
+        return resize(np.zeros((1, 1, 3), np.uint8))
 
-    output = Predictor(promoted)(read, range(len(listed)))
+    output = Predictor(promoted)(decoded, range(len(listed)))
     predictions = [
-        _prediction(image, row, promoted.classes, problems.get(number))
+        replace(image, problem=problems[number])
+        if number in problems
+        else predicted(image, row, promoted.classes)
         for number, (image, row) in enumerate(zip(listed, output, strict=True))
     ]
     return Table(predictions, _layout, _as_row)
+
+
+def predicted(image: Prediction, output: np.ndarray, classes: Sequence[Any]) -> Prediction:
+    """Return the prediction that a model's output for an image, (class,) or (1,), stands for."""
+    if not classes:
+        return replace(image, label=float(output[0]))
+    probabilities = dict(zip(classes, output.tolist(), strict=True))
+    return replace(image, label=classes[int(output.argmax())], probabilities=probabilities)
 
 
 def _layout(rows: list[dict[str, Any]]) -> Iterator[Grid]:
@@ -134,28 +197,6 @@ def _as_row(prediction: Prediction) -> dict[str, Any]:
         **{f"{name}_input" if name in new else name: cells for name, cells in columns.items()},
         **new,
     }
-
-
-def _prediction(
-    image: Listed, row: np.ndarray, classes: Sequence[Any], problem: str | None = None
-) -> Prediction:
-    if problem is not None:
-        return Prediction(image.path, None, {}, image.columns, problem)
-    if not classes:
-        return Prediction(image.path, float(row[0]), {}, image.columns)
-    probabilities = dict(zip(classes, row.tolist(), strict=True))
-    return Prediction(image.path, classes[int(row.argmax())], probabilities, image.columns)
-
-
-def _read(image: Listed, then: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    if image.problem:
-        raise InputError(image.problem)
-    try:
-        return decode(read(image.path), then)
-    except UnreadableError as error:
-        raise InputError(f"cannot read {image.path!r}: {error}") from None
-    except ImageError as error:
-        raise ImageError(f"cannot decode {image.path!r}: {error}") from None
 
 
 class Predictor:

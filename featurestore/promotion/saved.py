@@ -202,8 +202,6 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         files = list(map(str, path.parent.glob("*.keras"))) if path.parent.is_dir() else []
         raise InputError(f"no model file {str(path)!r}; {nearest(str(path), files)}")
-    if path.suffix in (".h5", ".hdf5"):
-        return {}
     try:
         with zipfile.ZipFile(path) as archive:
             archive.getinfo("config.json")

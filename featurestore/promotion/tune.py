@@ -133,7 +133,7 @@ def tune(
         dataset = _features(data, backbone, ref, head, on_event).py_dataset
     classify = head.task == "classification"
     model.compile(
-        _optimizer(model, fused, options.learning_rate),
+        _optimizer(model, fused, options),
         loss="sparse_categorical_crossentropy" if classify else "mean_squared_error",
         metrics=["accuracy" if classify else keras.metrics.RootMeanSquaredError(name="rmse")],
         # XLA is many times slower for depthwise networks on a CPU.
@@ -173,11 +173,9 @@ def _features(
 ) -> Features:
     prefix = backbone.prefix_digest(LayerRef.parse(ref).layer)
     key = FeatureKey(backbone.name, ref, prefix, data.digest)
-    # What was superseded is not stored a second time.
-    if not head.store.features.has(key):
-        rows = RowIndex(head.store.features).find(key, data.sample_ids)
-        if rows.all:
-            return Features(rows, data, head.store)
+    rows = RowIndex(head.store.features).find(key, data.sample_ids)
+    if rows.all:  # What was superseded is not stored a second time.
+        return Features(rows, data, head.store)
     return extract(data, backbone, [], head.store, boundaries=[ref], on_event=on_event)[ref]
 
 
@@ -209,14 +207,16 @@ def labelled_images(
     return BatchDataset(batches)
 
 
-def _optimizer(model: keras.Model, fused: Fused, rate: float) -> keras.optimizers.Optimizer:
-    slow, fast = keras.optimizers.Adam(rate), keras.optimizers.Adam(HEAD_FACTOR * rate)
-    of_backbone = {
-        id(variable)
-        for layer in model.layers
-        if layer.name in fused.backbone_layers
-        for variable in layer.trainable_variables
-    }
-    return keras.optimizers.MultiOptimizer(
-        lambda variable: slow if id(variable) in of_backbone else fast
-    )
+def _optimizer(model: keras.Model, fused: Fused, options: FineTuning) -> keras.optimizers.Optimizer:
+    """Return Adam at the rate of each layer, which `FineTuning` describes."""
+    rate, fast = options.learning_rate, HEAD_FACTOR * options.learning_rate
+    adams: dict[float, keras.optimizers.Optimizer] = {}
+    adam_of: dict[int, keras.optimizers.Optimizer] = {}
+    for layer in reversed(model.layers):
+        in_backbone = layer.name in fused.backbone_layers
+        own = rate if in_backbone else fast
+        if layer.trainable_variables:
+            adams.setdefault(own, keras.optimizers.Adam(own))
+            adam_of |= {id(variable): adams[own] for variable in layer.trainable_variables}
+            rate *= options.lr_decay if in_backbone else 1
+    return keras.optimizers.MultiOptimizer(lambda variable: adam_of[id(variable)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,6 @@ from featurestore.errors import (
 from featurestore.store.documents import read_json, update_json, write_json
 from featurestore.store.items import Damage
 from featurestore.store.key import FeatureKey
-from featurestore.store.local import PARTIAL
 from featurestore.store.shelf import PARTIAL_SUFFIX, DocumentShelf
 
 if TYPE_CHECKING:
@@ -215,15 +213,20 @@ class HeadShelf(DocumentShelf[dict[str, Any]]):
         labels |= {self.key(damage.path): None for damage in damaged}
         return sorted(key for key, label in labels.items() if label == text or key.startswith(text))
 
-    def check_writable(self) -> None:
-        """Raise StoreError if no head could be saved, before one is fitted."""
-        self._make_folder(self.folder)
-        probe = f"{self.folder}/probe.{uuid.uuid4().hex}{PARTIAL}"
-        try:
-            self._files.write(probe, bytes(4096))
-        finally:
-            with suppress(StoreError):
-                self._files.remove(probe)
+    def find(self, text: str) -> str:
+        """Return the only id that begins with a text, or whose head has this label.
+
+        NotFoundError offers the nearest.
+        """
+        ids = self.matching(text)
+        if not ids:
+            raise self.not_found(f"{self.folder}/{text}")
+        if len(ids) > 1:
+            shown = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
+            raise NotFoundError(
+                f"{text!r} matches {len(ids)} heads: {shown}", remedy="give one of these"
+            )
+        return ids[0]
 
     def _check(self, path: str) -> Iterator[Damage]:
         head_id = self.key(path)

@@ -191,10 +191,6 @@ class Shelf(ABC, Generic[K, V]):
         names = [f"{self.path(key)}/work" for key in keys]
         return self._files.locks.acquire(names, shared=shared, wait=wait)
 
-    def lock_free(self, keys: Iterable[K]) -> AbstractContextManager[set[str]]:
-        """Lock, exclusively, the entries that no other process has locked; return their paths."""
-        return self._files.locks.acquire_free({self.path(key) for key in keys})
-
     def _lock_document(self, path: str) -> AbstractContextManager[bool]:
         return self._files.locks.acquire([f"{path}/document"])
 

@@ -57,6 +57,7 @@ COMMANDS = [
     "--input-size 16 --scaling none",
     f"{TRAIN} ridge --resize stretch --interpolation bilinear --precision float32 --label mine "
     "--tag a --tag b --note text --store store --json",
+    "refit photos --store store --json",
     "heads photos --sort folds.macro_f1 --weights tiny.keras --input-size 16 --scaling none",
     "heads --resize stretch --interpolation bilinear --precision float32 --store store --json",
     "run stored.yaml --json",
@@ -74,7 +75,7 @@ SLOW = [
     f"{EXTRACT} --scaling torch --interpolation lanczos5 --dtype float32 --batch-size 3 --replace",
     f"{EXTRACT} --scaling caffe --resize stretch --interpolation bilinear --dtype float16",
     f"{EXTRACT} --input-size 16 --max-bytes 1MB --dtype auto --precision float32 --engine openvino",
-    "promote logistic --unfreeze conv_b --epochs 1 --learning-rate 1e-4 "
+    "promote logistic --unfreeze conv_b --epochs 1 --learning-rate 1e-4 --lr-decay 0.9 "
     "--patience 1 --keep-tuned --batch-size 8 --seed 1 -o new.keras --store store",
     "promote --best photos --model tiny.keras -o new.keras --json",
     "promote logistic --weights tiny.keras --output new.keras",
@@ -99,7 +100,7 @@ SLOW_BEFORE = {
 BEFORE = {
     "tag logistic --remove a": "tag logistic a",
     "heads --tag a": "tag logistic a",
-    "train photos --again": "scan photos --val 0.4",
+    "refit photos --store store --json": "scan photos --val 0.4",
 }
 
 PIPELINE: dict[str, Any] = {
@@ -178,6 +179,7 @@ PIPELINES: list[dict[str, Any]] = [
             "unfreeze": "conv_b",
             "epochs": 1,
             "learning_rate": 1e-4,
+            "lr_decay": 0.9,
             "patience": 1,
             "keep_tuned": True,
             "batch_size": 8,

@@ -36,7 +36,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException, *args: str) -
 
 def test_the_verbs_are_those_of_the_design() -> None:
     assert " ".join(COMMANDS) == (
-        "layers scan augment extract ls show verify repair rm gc rank train heads tag "
+        "layers scan augment extract ls show verify repair rm gc rank train refit heads tag "
         "promote evaluate predict run doctor"
     )
 
@@ -94,11 +94,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
 
 
-def test_an_unknown_command_is_a_usage_error_that_offers_the_nearest() -> None:
+def test_an_unknown_command_is_a_usage_error() -> None:
     result = featurestore("extrct")
 
     assert result.status == 2
-    assert "no command 'extrct'; did you mean 'extract'?" in result.err
+    assert "No such command 'extrct'" in result.err
 
 
 def test_no_command_shows_the_help() -> None:
@@ -173,11 +173,8 @@ def test_the_help_shows_shared_options_apart(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "/s/x"), "free some space"),
-        (OSError(errno.EACCES, "Permission denied", "/s/x"), "give access to it"),
-        (OSError(errno.EROFS, "Read-only file system", "/s/x"), "give access to it"),
         (OSError(errno.EIO, "Input/output error", "/s/x"), "Input/output error (/s/x)"),
-        (OSError(errno.ENOENT, "No such file or directory"), "current folder no longer exists"),
+        (OSError(errno.ENOENT, "No such file or directory"), "(the current folder)"),
     ],
 )
 def test_an_operating_system_error_is_one_line(

@@ -81,8 +81,11 @@ def test_each_option_picks_and_all_together_leave_one(place: Path) -> None:
         (
             ["--input-size", "224"],
             f"no features of 'photos' at layer '{LAYER}' with --input-size 224; stored: "
-            "--input-size 12, --input-size 16, or run `featurestore extract photos --model tiny "
-            f"--layer {LAYER} --input-size 224`",
+            "--input-size 12, --input-size 16, or run `featurestore extract photos --model /",
+        ),
+        (
+            ["--input-size", "224"],
+            f"tiny.keras --layer {LAYER} --input-size 224`",
         ),
         (
             ["--input-size", "12", "--resize", "crop"],

@@ -75,7 +75,7 @@ def test_commands_load_tensorflow_before_they_need_it(
     def load() -> None:
         raise FeatureStoreError("TensorFlow is loaded")
 
-    for module in ("heads.estimator", "backbone.sources", "bars"):
+    for module in ("heads.fitting", "backbone.sources", "bars"):
         monkeypatch.setattr(f"featurestore.{module}.load_tensorflow", load)
 
     result = featurestore(*command.split())

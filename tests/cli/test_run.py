@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from featurestore.cli.output import report
 from featurestore.cli.run import head_parts
 from featurestore.store.variants import Variant
 from tests.cli.conftest import Place
@@ -36,20 +35,22 @@ def test_run_prints_heads_promotion_and_where_the_results_are(pipeline: Path) ->
 
     lines = first.out.splitlines()
     assert " ".join(lines[0].split()) == (
-        "head parameters layer val accuracy test accuracy seconds id"
+        "head parameters model layer val accuracy test accuracy seconds id"
     )
-    assert lines[1].split()[:2] == ["*", "logistic"]
-    assert lines[2].startswith("promoted logistic-")
-    assert [line.split()[:3] for line in lines[3:6]] == [
+    assert lines[1].split()[0] == "logistic"
+    assert lines[2] == "1 head"
+    assert lines[3] == f"selected by val accuracy: {second.json['selected']}"
+    assert lines[4].startswith("promoted logistic-")
+    assert [line.split()[:3] for line in lines[5:8]] == [
         ["split", "images", "were"],
         ["val", "selected", "on"],
         ["test", "held", "out"],
     ]
-    assert lines[6] == "measured on stored features, by the head"
-    assert lines[7].startswith("results: runs/flowers/")
+    assert lines[8] == "measured on stored features, by the head"
+    assert lines[9].startswith("results: runs/flowers/")
     assert f"[data] {pipeline.parent / 'photos'}\n" in first.err
 
-    assert second.json["folder"] == lines[7].split()[1]
+    assert second.json["folder"] == lines[9].split()[1]
     assert {each["status"] for each in second.json["stages"].values()} == {"up to date"}
     recorded = json.loads((Path(second.json["folder"]) / "record.json").read_text())
     assert {"folder": second.json["folder"], **recorded} == second.json
@@ -75,63 +76,41 @@ def row(head: str, value: float | None, metric: str = "accuracy", **more: Any) -
     return {
         **{"model": "m", "prefix": "0" * 12, **Variant().to_dict()},
         **{"head": head, "estimator": "h", "layer": "l", "params": {}, "seed": 0},
-        **{"best_params": {}, "folds": None, "tied": None},
-        **{"seconds": 1.0, "created": "2026-01-01", "metrics": {"val": {metric: value}}},
-        **{f"val_{metric}": value, **more},
+        **{"best_params": {}, "folds": None, "tied": None, "label": None, "tags": []},
+        **{"dataset": "photos", "stale": None, f"val_{metric}": value, **more},
     }
 
 
-def test_the_table_of_heads_marks_the_chosen_one(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [row(f"h-{loss}", loss, "log_loss") for loss in (0.25, 0.5, None)]
-    selection = {"split": "val", "metric": "log_loss"}
-
-    report({}, *head_parts({"heads": rows, "selection": selection, "selected": "h-0.25"}))
-
-    lines = capsys.readouterr().out.splitlines()
-    assert " ".join(lines[0].split()) == "head parameters layer val log loss seconds id"
-    assert [line.split()[-1] for line in lines[1:]] == ["h-0.25", "h-0.5", "h-None"]
-    assert lines[1].startswith("* ")
+def shown(heads: list[dict[str, Any]], metric: str, most: int = 15) -> list[str]:
+    selection = {"split": "val", "metric": metric}
+    record = {"heads": heads, "selection": selection, "selected": heads[0]["head"]}
+    return "\n".join(
+        part if isinstance(part, str) else part.text() for part in head_parts(record, most)
+    ).splitlines()
 
 
-def test_many_heads_are_cut_short(capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_heads_are_cut_short() -> None:
     rows = [row(f"h-{number}", number / 100) for number in reversed(range(40))]
-    selection = {"split": "val", "metric": "accuracy"}
+    lines = shown(rows, "accuracy", most=3)
+    assert len(lines) == 7
+    assert lines[-2:] == [
+        "and 37 more; `featurestore heads` lists them",
+        "selected by val accuracy: h-39",
+    ]
 
-    report({}, *head_parts({"heads": rows, "selection": selection, "selected": "h-39"}, most=3))
 
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
-    assert lines[-1] == "and 37 more; `featurestore heads` lists them"
-
-
-def test_a_head_stands_beside_the_head_of_its_seed_on_pixels(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_best_head_on_pixels_has_a_line_of_its_own() -> None:
     rows = [
-        row(f"h-{on}{seed}", value + seed / 100, model=on, seed=seed)
-        for on, value in (("features", 0.9), ("pixels", 0.5))
-        for seed in (7, 3)
+        row(f"h-{on}{seed}", value + seed / 100, "log_loss", model=on, seed=seed)
+        for on, value in (("features", 0.1), ("pixels", 0.5))
+        for seed in (3, 7)
     ]
-    selection = {"split": "val", "metric": "accuracy"}
-
-    report({}, *head_parts({"heads": rows, "selection": selection, "selected": "h-features7"}))
-
-    head, *body = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert head == "head parameters seed layer val accuracy val on pixels seconds id"
+    head, *body = [" ".join(line.split()) for line in shown(rows, "log_loss")]
+    assert head == "head parameters seed model layer val log loss id"
     assert body == [
-        "* h - 7 l 0.970 0.570 1.000 h-features7",
-        "h - 3 l 0.930 0.530 1.000 h-features3",
-    ]
-
-
-def test_what_was_better_than_the_chosen_head_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [row("knn-3", 0.95, model="pixels"), row("knn-1", 0.9), row("ridge-2", 0.8)]
-    selection = {"split": "val", "metric": "accuracy"}
-
-    report({}, *head_parts({"heads": rows, "selection": selection, "selected": "ridge-2"}))
-
-    assert capsys.readouterr().out.splitlines()[-2:] == [
-        "note: knn-1 has a better val accuracy, 0.900, but no Keras form to promote",
-        "note: a head on raw pixels has a better val accuracy, 0.950: these features do not help "
-        "here",
+        "h - 3 features l 0.130 h-features3",
+        "h - 7 features l 0.170 h-features7",
+        "2 heads",
+        "on raw pixels, the best of 2 heads has val log loss 0.530: h-pixels3",
+        "selected by val log loss: h-features3",
     ]

@@ -51,7 +51,7 @@ def test_a_damaged_confusion_matrix(three: Features) -> None:
     document = three.store.heads.get(head.id)
     provenance = {**document, "id": "forged"}
     three.store.heads.save("forged", provenance, {"confusion.json": b'{"val": 3}'})
-    with pytest.raises(DamagedError, match="not a confusion matrix"):
+    with pytest.raises(DamagedError, match=r"confusion\.json is invalid"):
         describe_head("forged", three.store)
 
 

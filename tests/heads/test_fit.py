@@ -65,7 +65,7 @@ def test_a_head_records_how_long_its_fit_took(
     three: Features, monkeypatch: pytest.MonkeyPatch, together: int
 ) -> None:
     clock = itertools.count(0.0, 6.0)
-    monkeypatch.setattr("featurestore.heads.banks.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("featurestore.heads.joint.time.perf_counter", lambda: next(clock))
     heads = fit_heads(three, [("ridge", {"alpha": 1.0 + each}) for each in range(together)])
     assert {head.provenance["seconds"] for head in heads} == {6.0 / together}
 

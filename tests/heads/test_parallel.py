@@ -1,4 +1,4 @@
-"""Estimators that belong to no bank: the same heads, whichever process fits them."""
+"""Estimators that are not fitted jointly: the same heads, whichever process fits them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sklearn.svm import SVC
 
 from featurestore.errors import HeadError
 from featurestore.features import Features
-from featurestore.heads import Head, fit_heads, parallel
+from featurestore.heads import Head, estimator, fit_heads
 from featurestore.heads.fit import try_heads
 from tests.heads.conftest import MakeFeatures
 from tests.heads.own_estimators import Greedy, Where
@@ -42,7 +42,7 @@ def test_one_of_several_estimators_that_fails_leaves_the_others(three: Features)
         fit_heads(three, wanted, folds=3)
 
 
-def test_heads_of_a_bank_that_fail_leave_the_others(three: Features) -> None:
+def test_heads_of_a_joint_fit_that_fail_leave_the_others(three: Features) -> None:
     weights = {"class_weight": {"no such class": 2.0}}
     wanted = [("logistic", {"C": C, **weights}) for C in (1, 2)]
     found = try_heads(three, [*wanted, "logistic"], folds=3)
@@ -72,7 +72,7 @@ def test_one_that_cannot_be_fitted_leaves_the_others_stored(three: Features) -> 
 def test_what_is_slow_goes_to_other_processes(
     three: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "STARTUP", 0.3)
+    monkeypatch.setattr(estimator, "STARTUP", 0.3)
     wanted = [Where(each, seconds=0.2) for each in (0.5, 1.0, 1.5, 2.0)]
     heads = fit_heads(three, wanted)
     assert processes(heads) == [False, True, True, True]

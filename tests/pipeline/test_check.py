@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from featurestore.errors import InputError, SpecError
+from featurestore.errors import SpecError
 from tests.pipeline.conftest import PIPELINE, Pipeline
 from tests.toys import take_photos, tree
 
@@ -136,13 +136,4 @@ def test_mistakes_in_the_data_are_found_before_features_are_computed(
 
     start = rf"{re.escape(str(pipeline.file))}:\d+: {expected}"
     assert re.match(start, str(caught.value)), caught.value
-    assert pipeline.store.features.keys() == []
-
-
-def test_a_place_for_results_that_cannot_be_made(pipeline: Pipeline) -> None:
-    pipeline.runs.write_text("a file")
-
-    with pytest.raises(InputError, match=r"cannot make the folder .*; name another with --runs"):
-        pipeline.run()
-
     assert pipeline.store.features.keys() == []

@@ -322,38 +322,6 @@ def test_a_layer_before_all_that_is_unfrozen_is_promoted_as_it_is(
     assert manifest["promotion"]["parity"]["agreement"] == 1
 
 
-@pytest.mark.reliability
-def test_one_pass_gives_the_features_and_what_fine_tuning_reads(
-    new_pipeline: Callable[[], Pipeline], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from featurestore.backbone import Backbone
-    from featurestore.backbone.forward import CompiledModel
-
-    counted: list[int] = []
-    forward = Backbone.forward
-
-    def counting(self: Backbone, refs: Any) -> Any:
-        compute = forward(self, refs)
-
-        def count(images: Any) -> Any:
-            counted.append(len(images))
-            return compute(images)
-
-        return CompiledModel(compute.engine, count)
-
-    monkeypatch.setattr(Backbone, "forward", counting)
-    pipeline = new_pipeline()
-    manifest = pipeline.run(layers=["conv_b:avg"], heads=["ridge"], baseline=None)
-
-    assert manifest["inputs"]["dataset"]["rows"] == 36
-    assert counted == [32, 16]  # The last batch is filled up.
-    assert len(manifest["promotion"]["history"]) == 1
-    assert [(row["layer"]) for row in manifest["heads"]] == ["conv_b:avg"]
-    assert len(manifest["features"]) == 1
-    marked = {group.key.ref: group.is_boundary for group in pipeline.store.features.values()}
-    assert marked == {"conv_b:avg": False, "pool_a": True}
-
-
 def test_a_table_with_columns_of_other_names(pipeline: Pipeline) -> None:
     photos = sorted((pipeline.folder / "photos").glob("*/*.png"))
     rows = [f"{photo.parent.name}/{photo.name};{photo.parent.name}\n" for photo in photos]

@@ -127,16 +127,6 @@ def test_heads_are_fitted_where_and_as_they_are_asked(place: Path) -> None:
     ]
 
 
-def test_a_data_set_may_be_a_path_beside_the_file(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir("/")
-
-    heads = run(place, data="./others")
-
-    assert {head.provenance["dataset"]["name"] for head in heads} == {"others"}
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -199,9 +189,7 @@ def test_a_head_that_fails_leaves_the_others(place: Path) -> None:
     assert result.status == 1
     assert result.err.endswith("error: 2 heads could not be fitted\n")
     assert "ridge" in result.out
-    assert [line.split()[:4] for line in result.out.splitlines()[-1:]] == [
-        ["2", "knn", "n_neighbors=500", "conv_a:avg"]
-    ]
+    assert "not fitted: head 'knn'" in result.err
 
     with pytest.warns(FeatureStoreWarning), pytest.raises(HeadError, match="n_neighbors = 500"):
         run(place, heads=[{"head": "knn", "params": {"n_neighbors": 500}}])

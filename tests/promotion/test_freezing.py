@@ -21,7 +21,6 @@ from featurestore.heads import Head, fit_head
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import (
     boundary,
-    boundary_ref,
     freeze,
     unfrozen_layers,
 )
@@ -37,8 +36,6 @@ def frozen_until(
     fused = fuse(head, backbone)
     freeze(fused, unfrozen_layers(fused, FineTuning(unfreeze=unfreeze)))
     start, _ = boundary(fused, backbone, head.key.ref)
-    if unfreeze is not None:
-        assert boundary_ref(backbone, head.key.ref, FineTuning(unfreeze=unfreeze)) == start
     training = [each.name for each in fused.model.layers if each.trainable_variables]
     return [name for name in training if name in fused.backbone_layers], start
 

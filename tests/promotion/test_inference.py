@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,12 +24,14 @@ from featurestore.promotion.fuse import fuse
 from featurestore.promotion.inference import (
     BATCH,
     BATCHES_AHEAD,
+    Prediction,
     Predictor,
-    _prediction,
+    list_images,
     predict_listed,
+    predicted,
 )
-from featurestore.promotion.listing import Listed
 from featurestore.promotion.saved import Promoted
+from tests.dataset.conftest import folder, nobody
 from tests.promotion.conftest import pictures
 
 
@@ -59,8 +62,22 @@ def test_predict_images_of_any_size_and_mode(model: Path, tmp_path: Path) -> Non
     assert predict(model, []) == []
 
 
+def test_a_folder_that_cannot_be_listed_is_named() -> None:
+    with tempfile.TemporaryDirectory() as text:  # The folders of pytest are closed to nobody.
+        photos = folder(Path(text), cat=1, locked=1)
+        photos.chmod(0o755)
+        locked = photos / "locked"
+        locked.chmod(0)
+        with nobody():
+            listed = list_images(photos)
+        locked.chmod(0o755)
+    assert [image.path for image in listed] == [str(photos / "cat" / "0.png"), str(locked)]
+    assert listed[0].problem is None
+    assert listed[1].problem == f"cannot read {str(locked)!r}: folder: Permission denied"
+
+
 def test_a_folder_that_cannot_be_listed_is_not_predicted(values_model: Path) -> None:
-    listed = Listed("photos/locked", problem="cannot list 'photos/locked': folder: denied")
+    listed = Prediction("photos/locked", problem="cannot list 'photos/locked': folder: denied")
     (prediction,) = predict_listed(values_model, [listed])
     assert (prediction.path, prediction.label) == (listed.path, None)
     assert prediction.problem == listed.problem
@@ -86,7 +103,7 @@ def test_predict_a_frame(model: Path, tmp_path: Path) -> None:
 
 
 def test_numbered_classes_keep_their_type() -> None:
-    found = _prediction(Listed("one.png"), np.array([0.25, 0.5, 0.25]), [30, 10, 20])
+    found = predicted(Prediction("one.png"), np.array([0.25, 0.5, 0.25]), [30, 10, 20])
     assert (found.label, found.probabilities) == (10, {30: 0.25, 10: 0.5, 20: 0.25})
     assert found.probabilities[found.label] == 0.5
 

@@ -11,7 +11,6 @@ from featurestore.errors import ParityError
 from featurestore.promotion.parity import (
     Parity,
     head_tolerance,
-    require_agreement,
     require_same_features,
     require_same_scores,
 )
@@ -113,10 +112,6 @@ def test_classes() -> None:
     parity = Parity.of(cached, computed)
     assert (parity.rows, parity.agreement) == (4, 0.75)
     assert parity.max_abs_diff == pytest.approx(0.1)
-    # Rounding may change one row, however few there are.
-    require_agreement(cached, computed)
-    with pytest.raises(ParityError, match=r"changes the class of 2 of 4 rows.*float32"):
-        require_agreement(cached, computed[::-1] * [[1, -1]])
 
 
 def test_scores_that_differ_are_a_refusal() -> None:
@@ -131,12 +126,3 @@ def test_scores_that_differ_are_a_refusal() -> None:
 def test_values() -> None:
     cached = np.linspace(2000, 2010, 20)[:, None]
     assert Parity.of(cached, cached + 0.1).agreement is None
-    require_agreement(cached, cached + 0.4)
-    with pytest.raises(ParityError, match=r"moves a value by 0.6, and they range over 10"):
-        require_agreement(cached, cached + 0.6)
-    same = np.full((20, 1), 3.0)
-    require_agreement(same, same + 1e-6)
-
-
-def test_as_json() -> None:
-    assert Parity(4, 1.5, 1.0).to_dict() == {"rows": 4, "max_abs_diff": 1.5, "agreement": 1.0}

@@ -98,14 +98,17 @@ def test_the_seed_decides(
 
 
 @pytest.mark.reliability
+@pytest.mark.parametrize("decay", [1.0, 0.5])
 def test_the_head_learns_ten_times_as_fast_as_the_backbone(
-    pooled: Features, flowers: Dataset, backbone: Backbone
+    pooled: Features, flowers: Dataset, backbone: Backbone, decay: float
 ) -> None:
     """With the first layer unfrozen, no stored features save work."""
     head = fit_head(pooled, "logistic", save=False)
-    options = {"unfreeze": "block1", "epochs": 1, "batch_size": 64, "keep_tuned": True}
-    promotion = promote(head, backbone, data=flowers, learning_rate=RATE, **options)
-    rates = {"head": 10 * RATE, "block3": RATE, "block2": RATE, "block1": RATE}
+    options: dict[str, Any] = {"unfreeze": "block1", "epochs": 1, "batch_size": 64}
+    options |= {"learning_rate": RATE, "lr_decay": decay, "keep_tuned": True}
+    promotion = promote(head, backbone, data=flowers, **options)
+    rates = {"head": 10 * RATE, "block3": RATE}
+    rates |= {"block2": decay * RATE, "block1": decay**2 * RATE}
     # One batch, so that Adam takes one step: the rate itself.
     found = moved(head, backbone, promotion)
     assert {name.partition("_")[0]: pytest.approx(each, rel=0.01) for name, each in found.items()} \

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from featurestore.heads.banks.linear import decisions, is_default, is_positive, labels, parts
-from featurestore.heads.metrics import Predicted
+from featurestore.heads.joint.linear import chunks, is_default, is_positive
 
-VARIES = frozenset({"C"})
+PENALTY = "C"
 # A head has converged when its objective is estimated to be above the lowest by this share of it.
 TOLERANCE = 5e-7
 # Rows of at most so many numbers are computed in float64, which takes no noticeable time there.
@@ -35,7 +34,7 @@ NEAR = 1.05
 ONE_THREAD = 1 << 25
 
 
-def takes(estimator: Any) -> bool:
+def supports(estimator: Any) -> bool:
     """Return whether an unfitted estimator is fitted here.
 
     It is a scikit-learn `LogisticRegression` with valid ``C``, ``max_iter`` and ``fit_intercept``,
@@ -59,7 +58,7 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
     Parameters
     ----------
     estimators : sequence of LogisticRegression
-        That `takes` accepts.
+        That `supports` accepts.
     X : float32 array, (row, feature)
         Standardized.
     y : array, (row,)
@@ -113,19 +112,6 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
                 warnings.warn(warning, stacklevel=2)
 
 
-def predict(estimators: Sequence[Any], X: np.ndarray) -> Iterator[Predicted]:
-    """Predict with heads that were fitted together: labels and probabilities."""
-    from scipy.special import expit
-    from sklearn.utils.extmath import softmax
-
-    for estimator, values in zip(estimators, decisions(estimators, X), strict=True):
-        if values.shape[1] > 1:
-            yield labels(estimator, values), softmax(values)
-        else:
-            second = expit(values[:, 0])
-            yield labels(estimator, values), np.column_stack([1 - second, second])
-
-
 def _in_their_span(X: np.ndarray) -> tuple[np.ndarray, Any]:
     """Return rows in an orthonormal basis of their span if that has fewer dimensions.
 
@@ -137,7 +123,7 @@ def _in_their_span(X: np.ndarray) -> tuple[np.ndarray, Any]:
     if len(X) >= X.shape[1]:
         return X, np.asarray
     products = np.zeros((len(X), len(X)))
-    for part in parts(X.shape[1], len(X)):
+    for part in chunks(X.shape[1], len(X)):
         columns = X[:, part].astype(np.float64)
         products += columns @ columns.T
     values, vectors = eigh(products, overwrite_a=True, check_finite=False)
@@ -166,12 +152,12 @@ class _Loss:
         self.penalty[-1] -= intercept
         self.shape = (1 if classes == 2 else classes, X.shape[1])
 
-    def _blocks(self, coefficients: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    def _chunks(self, coefficients: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """Yield slices, rows, and the log probabilities of all classes, (row, class)."""
         from scipy.special import log_softmax
 
         single = coefficients.T.astype(self.kind)
-        for part in parts(*self.rows.shape):
+        for part in chunks(*self.rows.shape):
             rows = self.rows[part].astype(self.kind, copy=False)
             logits = rows @ single
             if self.classes == 2:
@@ -181,7 +167,7 @@ class _Loss:
     def __call__(self, coefficients: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the loss and its gradient, (column, feature)."""
         loss, gradient = 0.0, np.zeros(self.shape)
-        for part, rows, log_probabilities in self._blocks(coefficients):
+        for part, rows, log_probabilities in self._chunks(coefficients):
             own = np.arange(len(rows)), self.codes[part]
             loss -= float(self.weights[part] @ log_probabilities[own])
             residual = np.exp(log_probabilities)
@@ -196,7 +182,7 @@ class _Loss:
         Of many rows, a random part: each with a probability in proportion to its share.
         """
         share = np.empty((len(self.rows), self.shape[0]))
-        for part, _, log_probabilities in self._blocks(coefficients):
+        for part, _, log_probabilities in self._chunks(coefficients):
             probabilities = np.exp(log_probabilities[:, -self.shape[0] :])
             share[part] = probabilities * (1 - probabilities)
         share *= self.weights[:, None]

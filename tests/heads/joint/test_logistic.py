@@ -11,7 +11,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.class_weight import compute_class_weight
 from threadpoolctl import threadpool_limits
 
-from featurestore.heads.banks import linear, logistic
+from featurestore.heads.joint import linear, logistic
 
 CS = (1e-5, 1e-2, 1.0, 1e3)
 
@@ -40,7 +40,7 @@ def wide(rows=50, features=150):
     return X.astype(np.float32), y
 
 
-def bank(cs=CS, **params):
+def heads_of(cs=CS, **params):
     return [LogisticRegression(C=c, **{"max_iter": 1000, **params}) for c in cs]
 
 
@@ -79,9 +79,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_head_of_a_bank_reaches_the_lowest_objective(case):
+def test_each_head_of_a_joint_fit_reaches_the_lowest_objective(case):
     (X, y), params = CASES[case]
-    heads = bank(**params)
+    heads = heads_of(**params)
     logistic.fit(heads, X, y)
     for head in heads:
         exact = tight(head, X, y)
@@ -105,10 +105,10 @@ NEIGHBOURS = {
 
 
 @pytest.mark.parametrize("case", NEIGHBOURS)
-def test_a_head_of_a_bank_is_the_head_fitted_alone(case):
+def test_a_head_of_a_joint_fit_is_the_head_fitted_alone(case):
     """Whatever the penalties beside it: heads start where the path of others leads."""
     (X, y), params = NEIGHBOURS[case]
-    heads = bank(10.0 ** np.array([-8, -5, -2, -1.9, 0, 1, 1.1, 4, 5.5, 6, 8]), **params)
+    heads = heads_of(10.0 ** np.array([-8, -5, -2, -1.9, 0, 1, 1.1, 4, 5.5, 6, 8]), **params)
     logistic.fit(heads, X, y)
     for head in heads:
         alone = clone(head)
@@ -122,9 +122,9 @@ def test_a_head_of_a_bank_is_the_head_fitted_alone(case):
 @pytest.mark.reliability
 def test_small_chunks_and_batches_change_nothing(monkeypatch):
     X, y = digits()
-    whole, cut = bank(), bank()
+    whole, cut = heads_of(), heads_of()
     logistic.fit(whole, X, y)
-    monkeypatch.setattr(linear, "PART", 1000)
+    monkeypatch.setattr(linear, "CHUNK", 1000)
     logistic.fit(cut, X, y)
     for one, other in zip(whole, cut, strict=True):
         assert objective(one, X, y) == pytest.approx(objective(other, X, y), rel=1e-5)
@@ -148,23 +148,9 @@ def test_a_fitted_head_has_what_scikit_learn_gives_it(classes, kind):
     np.testing.assert_allclose(head.predict_proba(X), own.predict_proba(X), atol=0.01)
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("values", [linear.VALUES, 1])
-def test_predictions_of_a_bank_are_those_of_its_heads(classes, values, monkeypatch):
-    X, y = noisy(classes=classes)
-    heads = bank()
-    logistic.fit(heads, X, y)
-    monkeypatch.setattr(linear, "VALUES", values)
-    found = list(logistic.predict(heads, X[:50]))
-    assert len(found) == len(heads)
-    for head, (predicted, probabilities) in zip(heads, found, strict=True):
-        np.testing.assert_array_equal(predicted, head.predict(X[:50]))
-        np.testing.assert_allclose(probabilities, head.predict_proba(X[:50]), atol=1e-6)
-
-
 def test_a_head_that_has_not_converged_warns():
     X, y = digits()
-    heads = bank((1e-5, 1e3), max_iter=5)
+    heads = heads_of((1e-5, 1e3), max_iter=5)
     with pytest.warns(ConvergenceWarning, match=r"not converged after 5 .* max_iter, now 5"):
         logistic.fit(heads, X, y)
     assert [head.n_iter_[0] <= 5 for head in heads] == [True, True]
@@ -174,7 +160,7 @@ def test_a_head_that_has_not_converged_warns():
 def test_many_classes_of_few_rows():
     X = np.random.default_rng(0).normal(size=(300, 100)).astype(np.float32)
     y = np.arange(300) // 2
-    (head,) = bank((1.0,))
+    (head,) = heads_of((1.0,))
     logistic.fit([head], X, y)
     own = LogisticRegression(max_iter=1000).fit(X, y)
     assert objective(head, X, y) <= objective(own, X, y) * 1.01
@@ -185,18 +171,18 @@ def test_rows_that_are_not_finite_are_refused(value):
     X, y = noisy()
     X[3, 5] = value
     with pytest.raises(ValueError, match=r"NaN|infinity"):
-        logistic.fit(bank(), X, y)
+        logistic.fit(heads_of(), X, y)
 
 
 def test_a_single_class_is_refused():
     with pytest.raises(ValueError, match="at least 2 classes"):
-        logistic.fit(bank(), np.ones((5, 2), np.float32), np.zeros(5, int))
+        logistic.fit(heads_of(), np.ones((5, 2), np.float32), np.zeros(5, int))
 
 
 def test_features_that_are_constant_or_of_wild_scales():
     X, y = noisy(features=12)
     X = np.hstack([X, np.full((len(X), 2), 7, np.float32), 1e-3 * X[:, :4], 1e4 * X[:, 4:8] + 1e5])
-    heads = bank((1e-5, 1e-2, 1.0))
+    heads = heads_of((1e-5, 1e-2, 1.0))
     logistic.fit(heads, X.astype(np.float32), y)
     for head in heads:
         exact = tight(head, X, y)
@@ -230,7 +216,7 @@ def test_channels_of_very_different_scale(C):
     X = draw.normal(size=shape) @ draw.normal(size=(shape[1], shape[1]))
     y = (X @ draw.normal(size=shape[1]) + 3 * draw.normal(size=shape[0]) > 0).astype(int)
     X = (X * 10.0 ** draw.uniform(-6, 6, shape[1])).astype(np.float32)
-    (head,) = heads = bank((C,), fit_intercept=False)
+    (head,) = heads = heads_of((C,), fit_intercept=False)
     logistic.fit(heads, X, y)
     with threadpool_limits(1):
         assert objective(head, X, y) <= lowest(X, y, C) * (1 + 1e-5)
@@ -239,7 +225,7 @@ def test_channels_of_very_different_scale(C):
 @pytest.mark.parametrize("classes", [2, 5])
 def test_one_row_for_each_class(classes):
     X, y = np.eye(classes, 3, dtype=np.float32), np.arange(classes)
-    heads = bank()
+    heads = heads_of()
     logistic.fit(heads, X, y)
     for head in heads:
         exact = tight(head, X, y)
@@ -248,7 +234,7 @@ def test_one_row_for_each_class(classes):
 
 def test_rows_that_are_all_equal():
     X, y = np.full((6, 4), 3, np.float32), np.array([0, 0, 0, 0, 1, 2])
-    heads = bank()
+    heads = heads_of()
     logistic.fit(heads, X, y)
     for head in heads:
         np.testing.assert_allclose(head.predict_proba(X[:1])[0], [4 / 6, 1 / 6, 1 / 6], atol=1e-3)
@@ -264,8 +250,8 @@ def test_rows_that_are_all_equal():
         {"class_weight": {"a": 2}},
     ],
 )
-def test_takes_ridge_penalties(params):
-    assert logistic.takes(LogisticRegression(**params))
+def test_supports_ridge_penalties(params):
+    assert logistic.supports(LogisticRegression(**params))
 
 
 @pytest.mark.parametrize(
@@ -289,12 +275,12 @@ def test_takes_ridge_penalties(params):
     ],
 )
 def test_leaves_all_other_settings_to_scikit_learn(params):
-    assert not logistic.takes(LogisticRegression(**params))
+    assert not logistic.supports(LogisticRegression(**params))
 
 
 def test_leaves_other_estimators_to_scikit_learn():
     class Own(LogisticRegression):
         pass
 
-    assert not logistic.takes(Own())
-    assert not logistic.takes(LinearSVC())
+    assert not logistic.supports(Own())
+    assert not logistic.supports(LinearSVC())
