@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from featurestore.backbone.engines import Computing
 from featurestore.backbone.refs import LayerRef
 from featurestore.digests import ROW_BYTES
 from featurestore.errors import OutOfMemoryError
@@ -80,8 +81,9 @@ def fastest(backbone: Backbone, refs: Sequence[LayerRef], rows: int) -> Compiled
     user left the engine open.
     """
     compiled = backbone.forward(refs)
-    open_choice = backbone.computing.engine == "auto" and compiled.engine == "openvino"
-    if not (open_choice and rows >= ENGINE_MEASURED_FROM and backbone.attends(refs)):
+    # Below float32, the engine is part of the key.
+    left_open = backbone.computing == Computing() and compiled.engine == "openvino"
+    if not (left_open and rows >= ENGINE_MEASURED_FROM and backbone.attends(refs)):
         return compiled
     other = backbone.using(engine="tensorflow").forward(refs)
     shape = (BATCH_SIZE, *backbone.input_size, 3)

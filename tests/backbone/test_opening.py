@@ -169,3 +169,15 @@ def test_an_output_of_a_layer_with_several_can_be_cut() -> None:
     tokens = model.predict(images / 127.5 - 1, verbose=0)
     expected = np.concatenate([tokens[:, 0], tokens[:, 2:].mean(axis=1)], axis=1)
     np.testing.assert_allclose(computed, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", [vit, dinov2])
+def test_a_block_has_the_operations_of_its_products(build: Callable[[], Any]) -> None:
+    """Four projections, two dense layers, and the products of attention: none is Keras' own."""
+    infos = {
+        info.name.rpartition("/")[2]: info for info in Backbone.open(build(), scaling="tf").layers()
+    }
+    tokens, width = infos["block_01"].shape
+    hidden = 16
+    products = 4 * tokens * width**2 + 2 * tokens * width * hidden + 2 * tokens**2 * width
+    assert infos["block_02"].flops - infos["block_01"].flops == 2 * products

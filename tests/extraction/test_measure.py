@@ -6,8 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import pytest
 
+from featurestore.backbone import Backbone
 from featurestore.dataset import Dataset
 from featurestore.errors import InputError, OutOfMemoryError
 from featurestore.extraction import RowsComputed, extract, measure, plan
@@ -212,3 +214,32 @@ def test_rows_are_spread():
     assert measure.spread(range(10), 4) == [0, 3, 6, 9]
     assert measure.spread([5, 6], 4) == [5, 6]
     assert measure.spread([], 4) == []
+
+
+# -------------------------------------------------------------------------------- the engine
+
+
+@pytest.mark.parametrize("slow", ["openvino", "tensorflow"])
+def test_the_engine_of_a_network_with_attention_is_the_faster_one(monkeypatch, backbone, slow):
+    image = keras.Input((8, 8, 3))
+    tokens = keras.layers.Reshape((64, 3))(image)
+    attended = keras.layers.MultiHeadAttention(1, 4, name="attended")(tokens, tokens)
+    network = Backbone.open(keras.Model(image, attended), name="m", scaling="tf")
+    measured = []
+
+    def forward_pass(model, images):
+        model(images)
+        measured.append(model.engine)
+        return [], 0.0, Stage(wall=2.0 if model.engine == slow else 1.0)
+
+    monkeypatch.setattr(measure, "forward_pass", forward_pass)
+    (fast,) = {"openvino", "tensorflow"} - {slow}
+    assert measure.fastest(network, ["attended"], 5000).engine == fast
+    assert sorted(measured) == ["openvino", "tensorflow"]
+
+    # A few rows, an engine that the user chose, and convolutions are not measured.
+    assert measure.fastest(network, ["attended"], 10).engine == "openvino"
+    chosen = network.using(engine="tensorflow")
+    assert measure.fastest(chosen, ["attended"], 5000).engine == "tensorflow"
+    assert measure.fastest(backbone, ["gap"], 5000).engine == "openvino"
+    assert len(measured) == 2
