@@ -87,7 +87,7 @@ def load(preset: str, input_size: Any = None) -> tuple[Any, dict[str, Any]]:
         raise
     except Exception as error:  # whatever KerasHub raises: a file is missing, no connection
         raise BackboneError(
-            f"the preset {preset!r} cannot be loaded: {one_line(error)}",
+            f"the preset {preset!r} cannot be loaded: {one_line(error).rstrip('.')}",
             remedy="give the name of a preset, or a folder that save_to_preset wrote",
         ) from error
 

@@ -155,7 +155,8 @@ def _of_preset(preset: str, name: str | None, options: dict[str, Any]) -> Recipe
     model, own = hub.load(preset, options.get("input_size"))
     graph, name = flatten(model), name or Path(preset).name
     preprocessing = find_preprocessing(graph, name, **{**own, **options})
-    source = {"source": "hub", "path": f"{hub.PREFIX}{preset}", "name": name}
+    path = str(Path(preset).absolute()) if Path(preset).is_dir() else preset
+    source = {"source": "hub", "path": f"{hub.PREFIX}{path}", "name": name}
     return Recipe(name, graph, preprocessing, source, hub.special_tokens(model))
 
 
