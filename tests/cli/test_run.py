@@ -35,7 +35,7 @@ def test_run_prints_heads_promotion_and_where_the_results_are(pipeline: Path) ->
 
     lines = first.out.splitlines()
     assert " ".join(lines[0].split()) == (
-        "head parameters model layer val accuracy test accuracy seconds id"
+        "head parameters model layer val accuracy test accuracy id"
     )
     assert lines[1].split()[0] == "logistic"
     assert lines[2] == "1 head"

@@ -141,4 +141,4 @@ def test_the_page_names_every_ready_made_head() -> None:
     from featurestore.heads import KERAS_HEADS, SKLEARN_HEADS
 
     text = PAGE.read_text(encoding="utf-8")
-    assert all(f"| `{name}` |" in text for name in [*SKLEARN_HEADS, *KERAS_HEADS])
+    assert all(f"`{name}`" in text for name in [*SKLEARN_HEADS, *KERAS_HEADS])

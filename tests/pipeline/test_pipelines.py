@@ -82,7 +82,7 @@ def table_of_heads(lines: list[str]) -> dict[tuple[str, ...], list[float]]:
     """Accuracies of the heads that `featurestore run` lists, by head, parameters and layer."""
     promoted = next(n for n, line in enumerate(lines) if line.startswith("promoted"))
     rows = [cells(line) for line in lines[:promoted]]
-    found = {(row[0], row[1], row[3]): row[4:6] for row in rows if len(row) == 8}
+    found = {(row[0], row[1], row[3]): row[4:6] for row in rows if len(row) == 7}
     assert found.pop(("head", "parameters", "layer")) == ["val accuracy", "test accuracy"]
     return {which: [float(value) for value in values] for which, values in found.items()}
 
