@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,10 +18,18 @@ from tests.backbone.networks import BUILDERS, SHAPE  # noqa: E402
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 QUICK = ("SigLIPVisionEncoder", "MiTBackbone")
+# Of Keras' own layers only.
+CONVOLUTIONS = ("CSPNet", "DenseNet", "EfficientNet", "ResNet", "RetinaNet", "VGG", "Xception")
 # Their layers state a configuration that they cannot be built from.
 NOT_COPIED = ("DeiTBackbone", "SwinTransformerBackbone")
 # They take no image, or more than one; a model of a video takes its frames.
 REFUSED = ("Gemma3VisionEncoder", "VideoPrismBackbone")
+
+
+def _marks(name: str) -> Any:
+    if name.removesuffix("Backbone") in CONVOLUTIONS:
+        return pytest.mark.slow
+    return () if name in QUICK else pytest.mark.reliability
 
 
 def exported() -> set[str]:
@@ -41,11 +50,7 @@ def test_the_page_names_every_network_that_takes_images() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.reliability)
-        for name in BUILDERS
-        if name not in REFUSED
-    ],
+    [pytest.param(name, marks=_marks(name)) for name in BUILDERS if name not in REFUSED],
 )
 def test_a_network_gives_its_own_output(name: str, tmp_path: Path) -> None:
     model = BUILDERS[name]()
