@@ -32,6 +32,8 @@ EXTRACT = "extract photos --model tiny.keras --layer conv_b:avg"
 COMMANDS = [
     "layers tiny.keras --weights tiny.keras --input-size 16 --scaling none --json",
     "layers tiny.keras --resize crop --interpolation lanczos3 --precision float16 --engine auto",
+    "layers tiny.keras --special-tokens 1",
+    f"{EXTRACT} --special-tokens 1 --dry-run",
     "scan photos --name all --val 0.2 --test 0.2 --seed 1 --problems --json",
     "scan photos --name all --group-by folder --store store",
     "scan table.csv --image-column file --label-column kind --split-column part --root photos",
@@ -84,7 +86,8 @@ SLOW = [
     "run pipeline.yaml --runs elsewhere --store store",
     "run pipeline.yaml --json",
     "doctor photos --model tiny.keras --layer conv_a --weights tiny.keras --input-size 16 "
-    "--scaling none --resize crop --interpolation bicubic --precision float32 --engine tensorflow",
+    "--scaling none --resize crop --interpolation bicubic --precision float32 --engine tensorflow "
+    "--special-tokens 0",
     "doctor --store store --json",
     f"{EXTRACT} --scaling unit --workers 2",
     f"{TRAIN} SVC --workers 2",
@@ -130,6 +133,7 @@ PIPELINES: list[dict[str, Any]] = [
     {
         "backbone": [
             {"model": "tiny.keras", "resize": ["stretch", "crop", "pad"], "layers": ["conv_a:avg"]},
+            {"model": "tiny.keras", "special_tokens": 1, "layers": ["conv_a:gem"]},
             {"model": "tiny.keras", "scaling": ["none", "unit", "tf"], "layers": ["conv_b:max"]},
         ],
         "layers": None,
