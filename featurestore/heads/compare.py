@@ -254,7 +254,7 @@ def head_row(head: Head, split: str, metric: str) -> dict[str, Any]:
     """Return what a table shows of a head: the columns of `leaderboard`."""
     usual = metrics.primary(head.task)
     origin, document = head.provenance, head.document()
-    # First what they are sorted by.
+    # The metric that they are sorted by comes first.
     columns = dict.fromkeys([(split, metric), *((part, usual) for part in (FOLDS, "val", "test"))])
     return {
         "head": head.id,
