@@ -1,4 +1,4 @@
-"""``rank``, ``train``, ``heads`` and ``tag``: all work on stored features."""
+"""``rank``, ``train``, ``refit``, ``heads`` and ``tag``: all work on stored features."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featurestore.heads.folds import CrossValidation
 from featurestore.pipeline.spec import HeadSpec
 from featurestore.store import FeatureStore
 from featurestore.store.variants import Variant
-from featurestore.table import Grid, Table
+from featurestore.table import Grid
 
 
 @command("rank")
@@ -141,15 +141,12 @@ def refit_command(dataset: str, store: str) -> None:
       featurestore refit photos
     """
     from featurestore.heads import fit_stale, leaderboard
-    from featurestore.heads.listing import heads_layout
 
+    opened = FeatureStore(store)
     with Progress() as progress, prints_on_stderr():
-        heads, failed = fit_stale(dataset, store, on_event=progress)
-    ids = {head.id for head in heads}
-    names = {head.provenance["dataset"]["name"] for head in heads}
-    rows = [row for name in names for row in leaderboard(name, store, heads=ids)]
-    table = Table(rows, heads_layout)
-    report(table, table if rows or failed else f"no stale heads on {dataset}")
+        heads, failed = fit_stale(dataset, opened, on_event=progress)
+    rows = leaderboard(dataset, opened, heads={head.id for head in heads})
+    report(rows, rows if heads or failed else f"no stale heads on {dataset}")
     refuse_failed(failed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import uuid
 from collections.abc import Mapping
@@ -46,6 +47,12 @@ class Candidate:
     seed: int
     nameless: str | None = None
 
+    @property
+    def title(self) -> str:
+        """What an error calls the head: ``head 'knn' with {"n_neighbors": 500}``."""
+        params = f" with {json.dumps(self.params)}" if self.params else ""
+        return f"head {self.name!r}{params}"
+
     def reseeded(self, seed: int) -> Candidate:
         """Return the candidate with another seed, under the same id, for a repetition of folds."""
         if self.kind == "keras" or seed == self.seed:
@@ -64,7 +71,7 @@ class Candidate:
 def candidate(
     estimator: Any, params: Mapping[str, Any] | None, features: Features, seed: int
 ) -> Candidate:
-    """Return the head to fit, after checking what can be checked before; HeadError if it cannot be.
+    """Check and return the head to fit; HeadError for one that is not valid.
 
     Parameters
     ----------

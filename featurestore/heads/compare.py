@@ -121,12 +121,15 @@ def best(heads: Sequence[Head], metric: str | None = None) -> Head:
         )
     (first, *_), split, name = ordered(heads, metric)
     if value_of(first.metrics, first.folds, split, name) is None:
-        remedy = "fit the heads with folds (`--folds 5`)"
-        if split != FOLDS:
-            remedy = f"give the data set such rows with `featurestore scan --{split} F`"
+        remedy = "choose by another metric"
+        if split == FOLDS:
+            remedy += ", or fit the heads with folds (`--folds 5`)"
+        elif split not in first.metrics:
+            remedy += f", or give the data set such rows with `featurestore scan --{split} F`"
         raise HeadError(
             f"no head on {on} has {name!r} on the {split} {'' if split == FOLDS else 'split '}"
-            f"to choose by; {remedy}, or choose by another metric"
+            "to choose by",
+            remedy=remedy,
         )
     return next(head for head in heads if head.id == first.id)
 
@@ -254,7 +257,7 @@ def head_row(head: Head, split: str, metric: str) -> dict[str, Any]:
     """Return what a table shows of a head: the columns of `leaderboard`."""
     usual = metrics.primary(head.task)
     origin, document = head.provenance, head.document()
-    # First what they are sorted by.
+    # The metric that they are sorted by comes first.
     columns = dict.fromkeys([(split, metric), *((part, usual) for part in (FOLDS, "val", "test"))])
     return {
         "head": head.id,

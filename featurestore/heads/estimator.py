@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +63,7 @@ def fit(
 
     The first are fitted in this process. The others go to other processes if, by the time that the
     last one took, this saves more than these take to start. One that cannot be fitted is a
-    HeadError; so are those that are left when a process is killed, or cannot be sent to.
+    HeadError; if another process fails, so are all that remain.
     """
     import joblib
 
@@ -95,7 +95,7 @@ def fit(
         text = f"{type(error).__name__}: {one_line(error, 200)}"
         for candidate, *_ in jobs[done:]:
             yield HeadError(
-                f"head {candidate.name!r} was not fitted, because another process failed: {text}",
+                f"{candidate.title} was not fitted, because another process failed: {text}",
                 remedy="fit fewer heads at once (`--workers N`): a process that was killed most "
                 "likely lacked memory",
             )
@@ -125,7 +125,7 @@ def _fit(
     labels: np.ndarray | None = None
     started = time.perf_counter()
     try:
-        with _ONE, quiet, caught(candidate.name) as warned:
+        with _ONE, quiet, caught(candidate.title) as warned:
             try:
                 estimator = fitted(y)
             except (TypeError, ValueError):
@@ -136,26 +136,25 @@ def _fit(
             seconds = time.perf_counter() - started
             # Some mistakes, such as more neighbours than rows, only show in a prediction.
             estimator.predict(X[:1])
+            if is_class and not hasattr(estimator, "classes_"):
+                estimator.classes_ = np.unique(y) if labels is None else np.arange(len(labels))
     except HeadError as error:
         return error
     if not is_class:
         return Fitted(estimator, (), seconds, texts(warned))
-    if not hasattr(estimator, "classes_"):
-        with suppress(AttributeError):
-            estimator.classes_ = np.unique(y) if labels is None else np.arange(len(labels))
     classes = (estimator.classes_ if labels is None else labels).tolist()
     return Fitted(estimator, tuple(classes), seconds, texts(warned))
 
 
 @contextmanager
-def caught(name: str) -> Iterator[list[warnings.WarningMessage]]:
+def caught(title: str) -> Iterator[list[warnings.WarningMessage]]:
     """Collect what estimators warn of while a head is fitted; HeadError for what they raise."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
             yield warned
         except Exception as error:  # estimators raise a dozen kinds
-            raise HeadError(f"head {name!r} cannot be fitted: {one_line(error, 300)}") from error
+            raise HeadError(f"{title} cannot be fitted: {one_line(error, 300)}") from error
 
 
 def texts(warned: Iterable[warnings.WarningMessage]) -> list[str]:

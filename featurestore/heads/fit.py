@@ -198,7 +198,7 @@ def fit_each(
     *,
     strict: bool = True,
 ) -> tuple[list[Head], list[dict[str, Any]]]:
-    """Fit heads of several layers and options; those of the same are fitted by one call.
+    """Fit heads of several layers and options; those with the same are fitted by one call.
 
     Parameters
     ----------

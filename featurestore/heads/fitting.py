@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Annotated, Any
-
-import numpy as np
-from pydantic import BeforeValidator
+from typing import Any
 
 from featurestore.errors import DamagedError, HeadError, one_line
 from featurestore.heads import estimator, joint
@@ -29,14 +25,10 @@ from featurestore.quiet import load_tensorflow
 from featurestore.versions import versions
 
 
-def _plain(seed: Any) -> Any:
-    return seed.item() if isinstance(seed, np.generic) else seed
-
-
 class FitOptions(CrossValidation, Notes):
     """What the heads of one call have in common: see `featurestore.heads.fit.fit_head`."""
 
-    seed: Annotated[int, BeforeValidator(_plain)] = 0
+    seed: int = 0
     save: bool = True
 
 
@@ -130,7 +122,9 @@ class Fitting:
             fitted = self._fit([candidate.reseeded(seed) for candidate in group], folds)
             for _ in folds:
                 for candidate, head in zip(group, fitted, strict=False):
-                    result = head if isinstance(head, HeadError) else head.metrics[HELD_OUT]
+                    result: Any = head
+                    if isinstance(head, Head):
+                        result = {**head.metrics[HELD_OUT], "confusion": None}  # It may be large.
                     results[candidate.id].append(result)
                 done += 1
                 self.on_event(FoldFitted(len(group), done, total))
@@ -168,21 +162,18 @@ class Fitting:
 
         emit = self.on_event if rows is self.rows else lambda event: None
         started = time.perf_counter()
-        params = f" with {json.dumps(candidate.params)}" if candidate.params else ""
         try:
             model, history = train(
                 candidate.template, rows, seed=candidate.seed, head=candidate.id, on_event=emit
             )
         except HeadError as error:
-            return HeadError(f"head {candidate.name!r}{params}: {error}")
+            return HeadError(f"{candidate.title}: {error}")
         except Exception as error:
             # The second of TensorFlow.
             if not isinstance(error, MemoryError) and "ResourceExhausted" not in str(type(error)):
                 raise
             text = one_line(error)
-            return HeadError(
-                f"head {candidate.name!r}{params} needs more memory than there is: {text}"
-            )
+            return HeadError(f"{candidate.title} needs more memory than there is: {text}")
         elsewhere = "trained elsewhere, perhaps on rows of the val and test splits"
         problems, seconds = [] if history else [elsewhere], time.perf_counter() - started
         return Fitted(model, tuple(rows.features.classes), seconds, problems, history)
@@ -195,7 +186,10 @@ class Fitting:
             heads = [self._head(*pair) for pair in zip(group, results, strict=True)]
             metrics = evaluate(heads, rows)
         except HeadError as error:
-            return [error] * len(group)
+            if len(group) == 1:
+                return [error]
+            pairs = zip(group, results, strict=True)
+            return [self._measured([candidate], [own], rows)[0] for candidate, own in pairs]
         return [head.changed(metrics=own) for head, own in zip(heads, metrics, strict=True)]
 
     def _head(self, candidate: Candidate, fitted: Fitted | HeadError) -> Head:

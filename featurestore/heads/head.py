@@ -312,11 +312,6 @@ class Head(BaseModel):
         store.heads.save(self.id, self.document(), files)
 
     @classmethod
-    def of(cls, head: Head | str, store: StoreLike = None) -> Head:
-        """Return a head as it is, or load the one that an id stands for; as :meth:`load`."""
-        return head if isinstance(head, Head) else cls.load(head, store)
-
-    @classmethod
     def load(cls, head: str, store: StoreLike = None, *, trusted: Collection[str] = ()) -> Head:
         """Load a head. It predicts exactly as the saved one.
 

@@ -33,7 +33,7 @@ def primary(task: str) -> str:
 def evaluate(heads: Sequence[Head], rows: Rows) -> list[dict[str, dict[str, Any]]]:
     """Evaluate heads on each split that has labelled rows.
 
-    Several heads are those of a joint fit: the steps before their last one are the same.
+    Several heads come from one joint fit, and share all steps but the last.
 
     Returns
     -------

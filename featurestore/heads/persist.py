@@ -1,4 +1,4 @@
-"""Estimators as files and back, without pickle: loading runs no code that nobody trusts."""
+"""Estimators as files and back, without pickle: loading runs trusted code only."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
     path of any estimator (``"sklearn.svm.SVC"``, ``"xgboost.XGBClassifier"``), or several of these
     joined by ``+`` to a pipeline (``"StandardScaler+PCA+logistic"``). Parameters are those of the
     last step, or ``step__parameter`` of any; the seed replaces each ``random_state`` that is None.
-    The ``estimator`` that another is around, such as a calibration, may be a name too.
+    A nested ``estimator``, such as that of a calibration, may be a name too.
     """
     from sklearn.pipeline import make_pipeline
 
@@ -112,7 +112,7 @@ def sklearn_head(name: str, params: Mapping[str, Any], task: Task, seed: int) ->
 
 
 def _steps(name: str, task: Task, params: Mapping[str, Any]) -> list[Any]:
-    """Return the estimators that a name stands for; the last is made with what it is around."""
+    """Return the estimators that a name stands for; the last is built with its nested estimator."""
     if "+" in name:
         first, _, rest = name.partition("+")
         return [*_steps(first.strip(), task, {}), *_steps(rest.strip(), task, params)]

@@ -18,11 +18,6 @@ from featurestore.listening import OnEvent
 # Steps that TensorFlow runs in one call, which halves the time of a small head.
 STEPS_AT_ONCE = 16
 
-_DIVERGED = (
-    "training diverged: weights became NaN or infinite; lower learning_rate "
-    "(`--param learning_rate=…`), or take another layer"
-)
-
 
 def train(
     network: Network, rows: Rows, *, seed: int, head: str, on_event: OnEvent
@@ -72,7 +67,10 @@ def train(
             callbacks=callbacks,
         )
     if not all(np.isfinite(array).all() for array in model.get_weights()):
-        raise HeadError(_DIVERGED)
+        raise HeadError(
+            "training diverged: weights became NaN or infinite",
+            remedy="lower learning_rate (`--param learning_rate=…`), or take another layer",
+        )
     return model, {name: list(map(float, values)) for name, values in fitted.history.items()}
 
 

@@ -26,10 +26,10 @@ def classes_layer(classes: Sequence[Any], name: str = CLASSES) -> keras.Layer:
 def class_names(graph: Graph) -> tuple[Any, ...]:
     """Return the classes that a model's last layer carries; none for a model of numbers."""
     layer = graph.nodes[graph.outputs[0][0]].operation
-    return tuple(layer.seed) if carries_classes([layer]) else ()
+    return tuple(layer.seed) if has_class_names([layer]) else ()
 
 
-def carries_classes(layers: Iterable[Any]) -> bool:
+def has_class_names(layers: Iterable[Any]) -> bool:
     """Whether one of these layers carries classes, so that they come from a promoted model."""
     dropouts = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
     return any(isinstance(layer.seed, list) for layer in dropouts)

@@ -38,7 +38,7 @@ class Fused:
         Names of the layers and operations in ``model`` that come from the backbone, its
         preprocessing included, in order.
     threshold : Threshold or None
-        Of the head; the probabilities are shifted so that 0.5 stands for it.
+        Of the head; the probabilities are shifted so that it lies at 0.5.
     """
 
     model: keras.Model

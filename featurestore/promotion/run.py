@@ -18,7 +18,7 @@ from featurestore.heads import Head
 from featurestore.heads.metrics import without_confusion
 from featurestore.heads.stale import differences, stale
 from featurestore.listening import OnEvent, receiver
-from featurestore.promotion.class_names import carries_classes
+from featurestore.promotion.class_names import has_class_names
 from featurestore.promotion.evaluation import Evaluation
 from featurestore.promotion.events import PromotionStageStarted
 from featurestore.promotion.fine_tuning import FineTuning
@@ -37,8 +37,6 @@ from featurestore.versions import versions
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
     from featurestore.store import StoreLike
-
-FORMAT = 1
 
 
 @dataclass(frozen=True, repr=False)
@@ -186,7 +184,7 @@ def promote(
     'kept epoch 3 of 3: val accuracy 0.946 (0.942 before), val log loss 0.214 (0.251 before)'
     """
     tuning = FineTuning.of(options)
-    head = Head.of(head, store)
+    head = head if isinstance(head, Head) else Head.load(head, store)
     on_event = receiver(on_event)
     data = load_data(head) if data is None else head.store.datasets.open(data)
     _check_data(head, data, tuning)
@@ -303,8 +301,10 @@ def _training_record(
     chosen_by = [selected_on] if isinstance(selected_on, str) else [*selected_on]
     if tuning.passes or (head.kind == "keras" and head.params.get("early_stopping")):
         chosen_by.append("val")  # The validation rows chose the epoch.
-    # A backbone that is a promoted model was trained on images of its own.
-    complete = not carries_classes(backbone.operations)
+    # A backbone that is a promoted model was trained on images of its own, and a network that is
+    # not trained here was trained elsewhere.
+    elsewhere = head.kind == "keras" and not head.history
+    complete = not (elsewhere or has_class_names(backbone.operations))
     return TrainingRecord.of(data, chosen_by, complete)
 
 
@@ -322,7 +322,6 @@ def _warn_if_stale(head: Head) -> None:
 
 def _metadata(head: Head, data: Dataset) -> dict[str, Any]:
     return {
-        "featurestore_model": FORMAT,
         "task": head.task,
         "head": head.id,
         "features": str(head.key),

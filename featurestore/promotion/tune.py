@@ -174,7 +174,7 @@ def _features(
     prefix = backbone.prefix_digest(LayerRef.parse(ref).layer)
     key = FeatureKey(backbone.name, ref, prefix, data.digest)
     rows = RowIndex(head.store.features).find(key, data.sample_ids)
-    if rows.all:  # What was superseded is not stored a second time.
+    if rows.all:  # Other arrays have all rows: read those.
         return Features(rows, data, head.store)
     return extract(data, backbone, [], head.store, boundaries=[ref], on_event=on_event)[ref]
 

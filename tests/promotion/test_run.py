@@ -59,6 +59,15 @@ def test_what_it_reports(head: Head, flowers: Dataset, backbone: Backbone) -> No
     assert promotion.before == {"val": {"images_were": "selected on", **head.metrics["val"]}}
 
 
+def test_no_image_is_held_out_from_a_network_that_was_trained_elsewhere(
+    pooled: Features, flowers: Dataset, backbone: Backbone
+) -> None:
+    own = keras.Sequential([keras.Input(pooled.shape[1:]), keras.layers.Dense(3, "softmax")])
+    head = fit_head(pooled, own, {"epochs": 0}, save=False)
+    record = promote(head, backbone, data=flowers).training_record
+    assert [record.images_were(split) for split in ("train", "unseen")] == ["trained on", "unknown"]
+
+
 def test_the_model_is_a_plain_one(
     promotion: Promotion, flowers: Dataset, backbone: Backbone, tmp_path: Path
 ) -> None:

@@ -3,7 +3,8 @@
 Each head is the one that it would be alone: an ordinary scikit-learn pipeline that ends in a
 StandardScaler and a logistic or ridge head, fitted to convergence. The steps before the last are
 the same for all heads, and are fitted once. A family of heads is a module that has ``PENALTY``,
-the parameter in which the heads may differ, ``supports(estimator)`` and ``fit(estimators, X, y)``.
+the parameter in which the heads may differ, ``supports(estimator)`` and ``fit(estimators, X, y)``;
+that of ridge heads can also fit all folds from sums of their rows.
 """
 
 from __future__ import annotations
@@ -22,11 +23,6 @@ from featurestore.heads.identity import estimator_fields
 from featurestore.heads.joint import logistic, ridge
 from featurestore.heads.joint.linear import is_default
 
-FAMILIES: dict[str, Any] = {
-    "LogisticRegression": logistic,
-    "Ridge": ridge,
-    "RidgeClassifier": ridge,
-}
 # Heads that are fitted, and then saved, together: what is lost if the process is killed.
 MOST_HEADS = 64
 
@@ -45,11 +41,11 @@ def family_of(candidate: Candidate) -> Any:
     ):
         return None
     scaler, last = (step for _, step in pipeline.steps[-2:])
-    family = FAMILIES.get(type(last).__name__)
     # Other rows may lose digits in what the families compute.
-    if family is None or type(scaler) is not StandardScaler or not is_default(scaler, {"copy"}):
+    if type(scaler) is not StandardScaler or not is_default(scaler, {"copy"}):
         return None
-    return family if family.supports(last) else None
+    families: list[Any] = [logistic, ridge]
+    return next((family for family in families if family.supports(last)), None)
 
 
 def groups(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
@@ -101,16 +97,14 @@ def fit(
     """
     from sklearn.base import clone
 
-    family, sums = (
-        family_of(candidates[0]),
-        ridge.FoldSums.of(candidates[0].template, X, y, subsets),
-    )
+    family, first = family_of(candidates[0]), candidates[0].template
+    sums = ridge.FoldSums.of(first, X, y, subsets) if family is ridge else None
     for number, rows in enumerate(subsets):
         pipelines = [clone(candidate.template) for candidate in candidates]
         before, heads = pipelines[0][:-1], [pipeline[-1] for pipeline in pipelines]
         started = time.perf_counter()
         try:
-            with caught(candidates[0].name) as warned:
+            with caught(f"head {candidates[0].name!r}") as warned:
                 labels = y if rows is None else y[rows]
                 if sums is None or not sums.fit(number, before[-1], heads, labels):
                     chosen = X if rows is None else X[rows]

@@ -94,7 +94,7 @@ class FoldSums:
     X : ndarray (row, feature)
     y : ndarray (row,)
     part_of : ndarray of int (row,)
-        Number of the only fold that holds a row out; that of folds, if none does.
+        Number of the only fold that holds a row out; the number of folds if none does.
     is_classifier : bool
     """
 
