@@ -52,30 +52,33 @@ def fit_stale(
     """
     opened = FeatureStore.of(store)
     stale = [row for row in leaderboard(dataset, opened) if row["stale"]]
+    # Heads on several earlier states may be the same on the present one: the newest speaks.
+    stale.sort(key=lambda row: row["created"], reverse=True)
     if not stale:
         return [], []
     present = opened.datasets.load(dataset)
-    requests, failed, labelled = [], [], defaultdict(list)
+    requests: dict[str, Any] = {}
+    failed, labelled = [], defaultdict(list)
     for row in stale:
         try:
             head = Head.load(row["head"], opened)
             features = _features(head, present)
-            pair = _by_name(head, features)
+            pair, new_id = _by_name(head, features)
         except (HeadError, StoreError) as error:
             fields = ("estimator", "params", "seed", "model", "layer")
             failed.append({**{field: row[field] for field in fields}, "error": str(error)})
             continue
         folds = head.folds or {"folds": None, "seeds": 1}
         options = {"seed": head.seed, "folds": folds["folds"], "seeds": folds["seeds"]}
-        options |= {"label": head.label, "tags": list(head.tags), "note": head.note or None}
-        labelled[head.label].append(head.id)
-        requests.append((features, options, pair))
-    heads, not_fitted = fit_each(requests, on_event, strict=False)
+        if not opened.heads.has(new_id):  # Else it has what the user wrote on it.
+            options |= {"label": head.label, "tags": list(head.tags), "note": head.note or None}
+            labelled[head.label].append(head.id)
+        requests.setdefault(new_id, (features, options, pair))
+    heads, not_fitted = fit_each(requests.values(), on_event, strict=False)
     for head in heads:
         for stale_id in labelled.pop(head.label, ()) if head.label else ():
             opened.heads.update(stale_id, lambda document: {"label": None})
-    # Heads on several earlier states may be the same on the present one.
-    return list({head.id: head for head in heads}.values()), failed + not_fitted
+    return heads, failed + not_fitted
 
 
 def _features(head: Head, dataset: Dataset) -> Features:
@@ -93,8 +96,8 @@ def _features(head: Head, dataset: Dataset) -> Features:
     )
 
 
-def _by_name(head: Head, features: Features) -> tuple[str, dict[str, Any]]:
-    """Return the name of a head's estimator, and its parameters.
+def _by_name(head: Head, features: Features) -> tuple[tuple[str, dict[str, Any]], str]:
+    """Return the name of a head's estimator with its parameters, and the id of the head to fit.
 
     HeadError for an estimator that only an object or an import path can give: what is stored names
     no module to import.
@@ -103,10 +106,9 @@ def _by_name(head: Head, features: Features) -> tuple[str, dict[str, Any]]:
     params = {name: value for name, value in head.params.items() if not name.endswith("memory")}
     with suppress(HeadError):
         pair = head.estimator, {name: _plain(value) for name, value in params.items()}
-        if "." not in head.estimator and (
-            candidate(*pair, features, head.seed).fields == head.provenance["estimator"]
-        ):
-            return pair
+        new = candidate(*pair, features, head.seed)
+        if "." not in head.estimator and new.fields == head.provenance["estimator"]:
+            return pair, new.id
     raise HeadError("its estimator is not one that has a name; fit it again in Python")
 
 

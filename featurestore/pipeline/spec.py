@@ -115,6 +115,13 @@ class HeadSpec(Settings):
     note: str | None = None
     """A note for later, in any words."""
 
+    @field_validator("grid")
+    @classmethod
+    def _other_parameters(cls, grid: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if both := sorted(grid.keys() & info.data.get("params", {}).keys()):
+            raise ValueError(f"{both[0]!r} is in params too; give its values in one of them")
+        return grid
+
     def combinations(self) -> list[dict[str, Any]]:
         """Return the parameters of each head of this entry."""
         from sklearn.model_selection import ParameterGrid

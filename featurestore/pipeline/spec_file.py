@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -103,6 +104,7 @@ def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
         loader = _Loader(text)
         root: Any = loader.get_single_node()
         value = loader.construct_document(root) if root else None
+        json.dumps(value, default=str)
     except FileNotFoundError:
         files = [str(file) for file in path.parent.glob("*.y*ml")]
         raise SpecError(f"no file {str(path)!r}", remedy=nearest(str(path), files)) from None
@@ -111,6 +113,10 @@ def read_spec(path: str | Path, kind: type[AnySpec]) -> SpecFile[AnySpec]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SpecError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except ValueError:  # of json
+        raise SpecError(
+            f"{path}: an alias (*) stands inside the anchor (&) that it names"
+        ) from None
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):

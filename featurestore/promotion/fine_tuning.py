@@ -6,9 +6,9 @@ Nothing heavy is imported here, so that ``--help`` and the check of a pipeline f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from featurestore.errors import BackboneError, UnknownLayerError, nearest
 from featurestore.settings import Settings
@@ -44,6 +44,15 @@ class FineTuning(Settings):
     """Images in a training batch."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the order of the training images, and of dropout."""
+
+    @model_validator(mode="after")
+    def _trains(self) -> Self:
+        fields = ("learning_rate", "lr_decay", "patience", "keep_tuned")
+        usual = type(self).model_fields
+        others = [name for name in fields if getattr(self, name) != usual[name].default]
+        if others and not self.passes:
+            raise ValueError(f"{others[0]} has no effect, because nothing is trained; set epochs")
+        return self
 
     @property
     def passes(self) -> int:

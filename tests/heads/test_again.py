@@ -1,7 +1,7 @@
 import pytest
 
 from featurestore.errors import FeatureStoreWarning
-from featurestore.heads import Head, fit_head, fit_stale
+from featurestore.heads import Head, annotate, fit_head, fit_stale
 from tests.toys import drop_block
 
 LABELS = ["ant", "bee", "cat"] * 20
@@ -32,3 +32,14 @@ def test_a_name_moves_to_the_head_that_is_fitted_again(make_features, store):
     ((new,), failed) = fit_stale("toys", store)
     assert (new.label, Head.load("winner", store).id, failed) == ("winner", new.id, [])
     assert Head.load(former.id, store).label is None
+
+
+def test_what_was_written_on_a_head_that_is_there_stays(make_features, store):
+    fit_head(make_features(LABELS, val=0.2), "ridge", label="winner", tags=["old"], note="old")
+    fit_head(make_features(LABELS, val=0.3), "ridge", tags=["newer"], note="newer")
+    make_features(LABELS, val=0.4)
+    ((new,), _) = fit_stale("toys", store)
+    assert (new.tags, new.note) == (("newer",), "newer")
+    annotate(new.id, store, tags=["mine"], remove=["newer"], note="mine")
+    ((again,), failed) = fit_stale("toys", store)
+    assert (again.id, again.tags, again.note, failed) == (new.id, ("mine",), "mine", [])

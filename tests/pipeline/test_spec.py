@@ -59,7 +59,7 @@ def test_numbers_are_read_as_they_are_meant(tmp_path: Path) -> None:
         "heads: [{head: knn, grid: {C: [1e-3, 1E2]}, params: {deep: [1e-5]}}]",
     )
 
-    found = spec(tmp_path, f"{text}promote: {{learning_rate: 1e-6}}\n").spec
+    found = spec(tmp_path, f"{text}promote: {{epochs: 1, learning_rate: 1e-6}}\n").spec
 
     assert found.heads[0].grid == {"C": [0.001, 100.0]}
     assert found.heads[0].params == {"deep": [1e-5]}
@@ -73,6 +73,11 @@ WRONG: list[tuple[str, str, list[str]]] = [
      [":8: promot: unknown field; did you mean 'promote'?"]),
     ("an unknown field of a part", LEAST.replace("  path: photos", "  path: photos\n  vall: 0.1"),
      [":4: data.vall: unknown field; did you mean 'val'?"]),
+    ("a parameter in two places",
+     LEAST.replace("[logistic]", "[{head: ridge, params: {alpha: 5}, grid: {alpha: [1]}}]"),
+     [":7: heads.0.grid: 'alpha' is in params too"]),
+    ("options of a training that there is none of", LEAST + "promote: {patience: 3}\n",
+     [":8: promote: patience has no effect, because nothing is trained; set epochs"]),
     ("a split below zero", LEAST.replace("path: photos", "path: photos\n  test: -0.1"),
      [":4: data.test: found -0.1; "]),
     ("an unknown metric", LEAST + "select: {metric: acuracy}\n",

@@ -48,6 +48,7 @@ def read(tmp_path: Path, text: str | bytes) -> SpecFile[Kind]:
         ("a: 1\nb:\n  x: 1\n  x: 1\n", ":4: not valid YAML: field 'x' is given twice"),
         ("a: 1\n---\nb: 2\n", ":2: not valid YAML: but found another document"),
         ("a: !!python/object/apply:os.getcwd []\n", ":1: not valid YAML: could not determine a c"),
+        ("a: &a [1, *a]\n", ": an alias (*) stands inside the anchor (&) that it names"),
         ("? [a, b]\n: 1\n", ":1: not valid YAML: found unhashable key"),
         ("", ":1: found nothing; expected a mapping with the fields a, b, c"),
         ("# later\n", ":1: found nothing; expected"),

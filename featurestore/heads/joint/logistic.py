@@ -18,6 +18,8 @@ from threadpoolctl import threadpool_limits
 from featurestore.heads.joint.linear import chunks, is_default, is_positive
 
 PENALTY = "C"
+# Beyond these, the objective has too few digits in float64 to tell whether a head has converged.
+LEAST_C, MOST_C = 1e-9, 1e9
 # A head has converged when its objective is estimated to be above the lowest by this share of it.
 TOLERANCE = 5e-7
 # Rows of at most so many numbers are computed in float64, which takes no noticeable time there.
@@ -37,8 +39,8 @@ ONE_THREAD = 1 << 25
 def supports(estimator: Any) -> bool:
     """Return whether an unfitted estimator is fitted here.
 
-    It is a scikit-learn `LogisticRegression` with valid ``C``, ``max_iter`` and ``fit_intercept``,
-    perhaps class weights, and else its defaults; scikit-learn fits all others.
+    It is a scikit-learn `LogisticRegression` with ``C`` from LEAST_C to MOST_C, valid ``max_iter``
+    and ``fit_intercept``, perhaps class weights, and else its defaults; scikit-learn fits others.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -47,6 +49,7 @@ def supports(estimator: Any) -> bool:
     return (
         is_default(estimator, {"C", "max_iter", "fit_intercept", "class_weight", "random_state"})
         and is_positive(estimator.C, Real)
+        and LEAST_C <= estimator.C <= MOST_C
         and is_positive(estimator.max_iter, Integral)
         and isinstance(estimator.fit_intercept, bool | np.bool_)
     )
@@ -104,9 +107,10 @@ def fit(estimators: Sequence[Any], X: np.ndarray, y: np.ndarray) -> None:
             if first.fit_intercept:
                 head.intercept_ = coefficients[:, -1].astype(X.dtype)
             if not converged:
+                remedy = f"raise max_iter, now {head.max_iter}"
                 warning = ConvergenceWarning(
                     f"logistic regression with C={head.C:g} has not converged after {iterations} "
-                    f"iterations; raise max_iter, now {head.max_iter}"
+                    f"iterations; {remedy if iterations >= head.max_iter else 'lower C'}"
                 )
                 warning.estimator = head
                 warnings.warn(warning, stacklevel=2)

@@ -262,6 +262,8 @@ def test_supports_ridge_penalties(params):
         {"l1_ratio": 0.5},
         {"C": np.inf},
         {"C": 0},
+        {"C": 1e-170},
+        {"C": 1e15},
         {"C": "1"},
         {"C": True},
         {"tol": 1e-3},
