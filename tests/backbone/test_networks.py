@@ -18,8 +18,7 @@ from tests.backbone.networks import BUILDERS, SHAPE  # noqa: E402
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 QUICK = ("SigLIPVisionEncoder", "MiTBackbone")
-# Of Keras' own layers only.
-CONVOLUTIONS = ("CSPNet", "DenseNet", "EfficientNet", "ResNet", "RetinaNet", "VGG", "Xception")
+RELIABILITY = ("BLIP2VisionEncoder", "CLIPBackbone", "DINOV2Backbone", "SwinTransformerBackbone")
 # Their layers state a configuration that they cannot be built from.
 NOT_COPIED = ("DeiTBackbone", "SwinTransformerBackbone")
 # They take no image, or more than one; a model of a video takes its frames.
@@ -27,9 +26,9 @@ REFUSED = ("Gemma3VisionEncoder", "VideoPrismBackbone")
 
 
 def _marks(name: str) -> Any:
-    if name.removesuffix("Backbone") in CONVOLUTIONS:
-        return pytest.mark.slow
-    return () if name in QUICK else pytest.mark.reliability
+    if name in QUICK:
+        return ()
+    return pytest.mark.reliability if name in RELIABILITY else pytest.mark.slow
 
 
 def exported() -> set[str]:
