@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from featurestore.backbone.custom import layers_of
-from featurestore.backbone.opening import block_class, opened
+from featurestore.backbone.opening import block_class, called, opened
 from featurestore.errors import BackboneError, one_line
 
 Tensor = Any
@@ -163,14 +163,8 @@ class Graph:
         last_use = {parent: number for number in needed for parent, _ in self.nodes[number].inputs}
         for number in needed:
             node = self.nodes[number]
-            tensors = iter([values[parent][output] for parent, output in node.inputs])
-            args, kwargs = keras.tree.map_structure(
-                lambda leaf, tensors=tensors: (
-                    next(tensors) if isinstance(leaf, keras.KerasTensor) else leaf
-                ),
-                node.arguments,
-            )
-            values[number] = keras.tree.flatten(call(node)(*args, **kwargs))
+            tensors = [values[parent][output] for parent, output in node.inputs]
+            values[number] = keras.tree.flatten(called(call(node), node.arguments, tensors))
             # All tensors of a deep network would fill the memory.
             for parent, _ in node.inputs:
                 if last_use[parent] == number and parent not in wanted:

@@ -29,18 +29,20 @@ _SPECIAL_TOKENS = {
 
 def special_tokens(model: Any) -> int | None:
     """Return how many special tokens a network of KerasHub puts first; None if it does not say."""
-    count = _SPECIAL_TOKENS.get(type(model).__name__) if _is_hub(model) else None
+    count = _SPECIAL_TOKENS.get(type(model).__name__) if is_hub(model) else None
     return count and count(model)
 
 
 def image_network(model: Any) -> Any:
     """Return the network of images in a model of KerasHub of several inputs; others as they are."""
-    towers = [getattr(model, name, None) for name in _TOWERS if _is_hub(model)]
-    several = len(getattr(model, "inputs", [])) > 1
-    return next((tower for tower in towers if several and tower is not None), model)
+    if not is_hub(model) or len(getattr(model, "inputs", [])) < 2:
+        return model
+    towers = (getattr(model, name, None) for name in _TOWERS)
+    return next((tower for tower in towers if tower is not None), model)
 
 
-def _is_hub(model: Any) -> bool:
+def is_hub(model: Any) -> bool:
+    """Whether the class of a model is KerasHub's."""
     return type(model).__module__.partition(".")[0] == "keras_hub"
 
 

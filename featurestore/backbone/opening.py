@@ -78,14 +78,12 @@ def inside(operation: Any, arguments: Any, shapes: Sequence[tuple[int | None, ..
     """
     import keras
 
-    leaves = keras.tree.flatten(arguments)
-    symbolic = [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
     inputs = [
         keras.Input(batch_shape=shape, dtype=tensor.dtype)
-        for tensor, shape in zip(symbolic, shapes, strict=True)
+        for tensor, shape in zip(symbolic(arguments), shapes, strict=True)
     ]
     try:
-        outputs = keras.tree.flatten(_called(operation.call, arguments, inputs))
+        outputs = keras.tree.flatten(called(operation.call, arguments, inputs))
         return keras.Function(inputs, outputs)
     except Exception:  # whatever a layer raises on tensors without values
         return None
@@ -99,7 +97,15 @@ def _is_block(layer: Any) -> bool:
     return sum(bool(part.weights) for part in _parts(layer)) > 1
 
 
-def _called(function: Any, arguments: Any, tensors: Any) -> Any:
+def symbolic(arguments: Any) -> list[Any]:
+    """Return the symbolic tensors in the arguments of a recorded call, in their order."""
+    import keras
+
+    leaves = keras.tree.flatten(arguments)
+    return [leaf for leaf in leaves if isinstance(leaf, keras.KerasTensor)]
+
+
+def called(function: Any, arguments: Any, tensors: Any) -> Any:
     """Call a function with recorded arguments, and other tensors in place of the symbolic ones."""
     import keras
 
@@ -123,7 +129,7 @@ def _computes_alike(function: Any, call: Any) -> bool:
             for tensor in call.arguments.keras_tensors
         ]
         arguments = call.arguments.args, call.arguments.kwargs
-        closed = keras.tree.flatten(_called(call.operation, arguments, tensors))
+        closed = keras.tree.flatten(called(call.operation, arguments, tensors))
         pairs = zip(function(tensors), closed, strict=True)
         arrays = [map(keras.ops.convert_to_numpy, pair) for pair in pairs]
         if not all(np.array_equal(ours, own, equal_nan=True) for ours, own in arrays):

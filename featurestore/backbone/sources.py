@@ -18,6 +18,7 @@ from featurestore.backbone.copying import clone, keras_name, seeded, set_weights
 from featurestore.backbone.custom import is_custom
 from featurestore.backbone.families import Application
 from featurestore.backbone.graph import Graph, flatten
+from featurestore.backbone.hub import is_hub
 from featurestore.backbone.identity import graph_digests, has_nan
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.errors import BackboneError, InputError, one_line
@@ -200,7 +201,7 @@ def copied(model: Any, graph: Graph, preprocessing: Preprocessing) -> Graph:
         If a layer cannot be described, or its copy computes something else.
     """
     graph_digests(graph)  # refuses by name what cannot be copied
-    again = _again(model) if type(model).__module__.partition(".")[0] == "keras_hub" else None
+    again = _again(model) if is_hub(model) else None
     if again is not None:
         copy = flatten(again)
         # They may put the model's name in front of those of their layers.

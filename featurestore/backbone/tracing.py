@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from featurestore.backbone.graph import Node, at_inference
+from featurestore.backbone.opening import called, symbolic
 from featurestore.digests import digest_array, digest_bytes, digest_fields
 from featurestore.errors import BackboneError, one_line
 
@@ -37,17 +38,12 @@ def traced_digest(node: Node) -> str:
     variables = list(getattr(operation, "variables", []))
 
     def call(tensors: list[Any], values: list[Any]) -> list[Any]:
-        left = iter(tensors)
-        args, kwargs = keras.tree.map_structure(
-            lambda leaf: next(left) if isinstance(leaf, keras.KerasTensor) else leaf, node.arguments
-        )
         with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
-            return keras.tree.flatten(at_inference(node)(*args, **kwargs))
+            return keras.tree.flatten(called(at_inference(node), node.arguments, tensors))
 
-    taken = [leaf for leaf in keras.tree.flatten(node.arguments) if _is_symbolic(leaf)]
     specifications = [
         [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors]
-        for tensors in (taken, variables)
+        for tensors in (symbolic(node.arguments), variables)
     ]
     try:
         function = tf.function(call, autograph=False).get_concrete_function(*specifications)
@@ -57,12 +53,6 @@ def traced_digest(node: Node) -> str:
     # Of variables of TensorFlow that a layer reads beside its weights, the values count.
     own = {id(variable.handle): variable for variable in graph.variables}
     return _graph_digest(graph, [own.get(id(value), value) for value in captured])
-
-
-def _is_symbolic(leaf: Any) -> bool:
-    import keras
-
-    return isinstance(leaf, keras.KerasTensor)
 
 
 def _graph_digest(graph: Any, captured: Any) -> str:

@@ -241,9 +241,8 @@ class _Path:
                 self.loss.kind = np.float64
             self._curve(place, coefficients)
         if len(coefficients) > 1:
-            coefficients = coefficients - coefficients.mean(
-                axis=0
-            )  # To shift all classes alike changes no prediction.
+            # To shift all classes alike changes no prediction.
+            coefficients = coefficients - coefficients.mean(axis=0)
         self.solved = [*self.solved[-2:], (place, coefficients)]
         return coefficients, iterations, converged
 

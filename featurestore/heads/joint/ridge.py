@@ -129,15 +129,10 @@ class FoldSums:
         These are folds with class weights, with fewer rows than features or very many features, or
         that hold out the same rows.
         """
-        from sklearn.linear_model import Ridge, RidgeClassifier
+        from sklearn.linear_model import RidgeClassifier
 
         last = pipeline.steps[-1][1]
-        if (
-            len(folds) < 2
-            or len(pipeline.steps) > 2
-            or type(last) not in (Ridge, RidgeClassifier)
-            or getattr(last, "class_weight", None)
-        ):
+        if len(folds) < 2 or len(pipeline.steps) > 2 or getattr(last, "class_weight", None):
             return None
         held_out = np.ones((len(folds), len(X)), bool)
         for fold, rows in zip(held_out, folds, strict=True):
