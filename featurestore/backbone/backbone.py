@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 
 from featurestore.backbone import cost, engines, identity, numerics, recipes, sources
-from featurestore.backbone.computing import Computation, compile_model
+from featurestore.backbone.computing import Computation
 from featurestore.backbone.copying import clone, inference_by_default, seeded
 from featurestore.backbone.cost import LayerInfo
 from featurestore.backbone.custom import is_keras
 from featurestore.backbone.cuts import Cuts
 from featurestore.backbone.engines import Computing
-from featurestore.backbone.forward import CompiledModel, Forward, plain, require_tensorflow
+from featurestore.backbone.forward import CompiledModel, Forward, require_tensorflow
+from featurestore.backbone.onnx_graph import OnnxGraph
+from featurestore.backbone.onnx_part import OnnxPart
 from featurestore.backbone.preprocessing import Preprocessing, Size
 from featurestore.backbone.recipes import Recipe
 from featurestore.backbone.refs import LayerRef
@@ -252,7 +254,8 @@ class Backbone:
         ends = tuple((self.cuts.number(ref.layer), ref) for ref in parsed)
         start, precision = self.cuts.start(parsed, source), self.computing.precision
         special = self.cuts.special_tokens
-        return Computation(self._graph, self.preprocessing, ends, start, precision, special)
+        kind = OnnxPart if isinstance(self._graph, OnnxGraph) else Computation
+        return kind(self._graph, self.preprocessing, ends, start, precision, special)
 
     def forward(self, refs: Sequence[LayerRef | str]) -> CompiledModel:
         """Compile the network up to several refs.
@@ -280,8 +283,8 @@ class Backbone:
         return numerics.check_first_batch(part, self._compiled(part))
 
     def attends(self, refs: Sequence[LayerRef | str]) -> bool:
-        """Whether the network computes attention, or code that is not Keras' own, up to refs."""
-        return any(
+        """Whether Keras computes attention, or code that is not its own, up to refs."""
+        return not isinstance(self._graph, OnnxGraph) and any(
             "Attention" in node.kind or not is_keras(type(node.operation))
             for node in self.computation(refs).nodes
         )
@@ -347,7 +350,7 @@ class Backbone:
 
     def reference(self, refs: Sequence[LayerRef | str]) -> Forward:
         """Return the reference for :meth:`forward`: each layer by itself, on the CPU. Slow."""
-        return plain(self.computation(refs))
+        return self.computation(refs).plain()
 
     def cut(self, ref: LayerRef | str) -> Any:
         """Build a new plain model from raw images to the activation at a ref.
@@ -363,6 +366,8 @@ class Backbone:
 
         ref = LayerRef.parse(ref)
         self.shape(ref)
+        if isinstance(self._graph, OnnxGraph):
+            raise BackboneError(f"{self.name} is an ONNX file, of which Keras makes no model")
         with seeded():
             image = keras.Input((None, None, 3), dtype="uint8", name="image")
             resized = inference_by_default(self.preprocessing.resizing())(image)
@@ -375,7 +380,7 @@ class Backbone:
 
     def _compiled(self, part: Computation) -> CompiledModel:
         identity.refuse_changes(self._graph, self._graph_digests)
-        return compile_model(part, self.computing.engines(), self.name)
+        return part.compiled(self.computing, self.name)
 
     @cached_property
     def _weight_digests(self) -> list[str]:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from featurestore.backbone import forward
 from featurestore.backbone.copying import recast
 from featurestore.backbone.custom import is_keras
+from featurestore.backbone.engines import Computing
 from featurestore.backbone.graph import Graph, Node, at_inference
 from featurestore.backbone.identity import precisions
 from featurestore.backbone.openvino import EngineError, with_openvino
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.backbone.refs import LayerRef
 from featurestore.errors import BackboneError, FeatureStoreWarning
+
+# The distance from 1 to the next number of each type.
+UNITS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +109,79 @@ class Computation:
                 return lambda image: keras.ops.cast(image, node.outputs[0].dtype)
         return at_inference(node)
 
+    def plain(self) -> forward.Forward:
+        """Return it layer by layer, on the CPU: what compiled models are checked against."""
+        return forward.plain(self)
+
+    def rounded(self, seed: int = 0) -> forward.Forward:
+        """Return the plain layers with the last bit of each layer's result moved up or down.
+
+        What this changes is what rounding may change: the same layers, computed in another order of
+        sums, on another machine or in another batch, differ by about as much.
+
+        Parameters
+        ----------
+        seed : int
+            From 0 on; every seed gives another movement. Equal values move alike, as they round
+            alike, and a row moves alike whatever else is in its batch.
+        """
+        import keras
+
+        def move(tensor: Any) -> Any:
+            dtype = keras.backend.standardize_dtype(tensor.dtype)
+            if dtype not in UNITS:  # integers are exact
+                return tensor
+            factors = 1 + UNITS[dtype] * signs(keras.ops.convert_to_numpy(tensor), seed)
+            return keras.ops.multiply(tensor, keras.ops.convert_to_tensor(factors, dtype))
+
+        return forward.plain(lambda images: self(images, move))
+
+    def compiled(self, computing: Computing, name: str) -> forward.CompiledModel:
+        """Compile it, as a part of the network ``name``, with the first engine that can.
+
+        Raises
+        ------
+        BackboneError
+            If none can.
+        """
+        engines = computing.engines()
+        shape = tuple(self.graph.nodes[self.start].outputs[0].shape[1:])
+        dtype = "float32" if self.start else "uint8"
+        lower = {precisions(self.graph)[number] for number, _ in self.ends} - {"float32"}
+        if engines[0] == "openvino" and not (lower and "tensorflow" in engines):
+            try:
+                if lower:
+                    raise EngineError(f"its layers compute in {', '.join(sorted(lower))}")
+                # OpenVINO itself lowers the precision.
+                return with_openvino(self, shape, dtype, self.precision)
+            except EngineError as error:
+                if len(engines) == 1:
+                    raise BackboneError(
+                        f"the engine openvino cannot compute {name}: {error}",
+                        remedy="compute with --engine tensorflow (in Python: engine='tensorflow')",
+                    ) from error
+                warnings.warn(
+                    f"TensorFlow computes, because OpenVINO cannot compute {name}: {error}",
+                    FeatureStoreWarning,
+                    stacklevel=3,
+                )
+        part = self
+        if self.precision != "float32":
+            part = replace(self, graph=recast(self.graph, self.precision))
+        return forward.with_tensorflow(part, shape, dtype)
+
+    def another_way(self, engine: str) -> str:
+        """Return how else to compute what an engine computes wrongly here."""
+        return forward.another_way(engine)
+
+
+def signs(values: np.ndarray, seed: int) -> np.ndarray:
+    """Return 1 or -1 for each value, by a multiplicative hash of its bits."""
+    bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").astype(np.uint64)
+    mixed = (bits ^ (bits >> np.uint64(15))) + np.uint64(seed * 0x632BE59BD9B4E019 % 2**64)
+    high = (mixed * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(63)
+    return 2.0 * high.astype(np.float64) - 1.0
+
 
 def _reduced(activation: Any, ref: LayerRef, special_tokens: int | None) -> Any:
     """Cast an activation (batch, …) to float32 and reduce it; NaN stays NaN."""
@@ -116,36 +195,3 @@ def _reduced(activation: Any, ref: LayerRef, special_tokens: int | None) -> Any:
     axes = tuple(range(1, len(activation.shape) - 1))
     has_nan = keras.ops.any(keras.ops.isnan(activation), axis=axes)
     return keras.ops.where(has_nan, float("nan"), reduced)
-
-
-def compile_model(part: Computation, engines: Sequence[str], name: str) -> forward.CompiledModel:
-    """Compile a part of the network ``name`` with the first engine that can compute it.
-
-    Raises
-    ------
-    BackboneError
-        If none can.
-    """
-    shape = tuple(part.graph.nodes[part.start].outputs[0].shape[1:])
-    dtype = "float32" if part.start else "uint8"
-    lower = {precisions(part.graph)[number] for number, _ in part.ends} - {"float32"}
-    if engines[0] == "openvino" and not (lower and "tensorflow" in engines):
-        try:
-            if lower:
-                raise EngineError(f"its layers compute in {', '.join(sorted(lower))}")
-            # OpenVINO itself lowers the precision.
-            return with_openvino(part, shape, dtype, part.precision)
-        except EngineError as error:
-            if len(engines) == 1:
-                raise BackboneError(
-                    f"the engine openvino cannot compute {name}: {error}",
-                    remedy="compute with --engine tensorflow (in Python: engine='tensorflow')",
-                ) from error
-            warnings.warn(
-                f"TensorFlow computes, because OpenVINO cannot compute {name}: {error}",
-                FeatureStoreWarning,
-                stacklevel=2,
-            )
-    if part.precision != "float32":
-        part = replace(part, graph=recast(part.graph, part.precision))
-    return forward.with_tensorflow(part, shape, dtype)

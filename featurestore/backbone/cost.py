@@ -17,6 +17,7 @@ import numpy as np
 
 from featurestore.backbone.custom import is_keras
 from featurestore.backbone.graph import Graph, calls
+from featurestore.backbone.onnx_graph import OnnxOperation
 from featurestore.backbone.opening import inside
 from featurestore.table import Grid, Table, size
 
@@ -127,6 +128,8 @@ def _multiplications(operation: Any, arguments: Any, shapes: Shapes, output: Sha
     kind, inputs, positions = type(operation).__name__, [shape[1:] for shape in shapes], output[1:]
     if None in positions or any(None in shape for shape in inputs):
         return 0
+    if isinstance(operation, OnnxOperation):
+        return _of_onnx(operation, inputs, positions)
     if kind == "Matmul":
         return math.prod(positions) * inputs[0][-1]
     if kind in ("Einsum", "EinsumDense"):
@@ -166,3 +169,13 @@ def _multiplications(operation: Any, arguments: Any, shapes: Shapes, output: Sha
     kernels = [math.prod(weight.shape) for weight in weights if "kernel" in weight.name]
     # A kernel has the channels of one group only, so its size is the work at one position.
     return sum(kernels) * math.prod((inputs[0] if kind.endswith("Transpose") else positions)[:-1])
+
+
+def _of_onnx(operation: OnnxOperation, inputs: Sequence[Shape], positions: Shape) -> int:
+    """Return the multiplications of an operation of ONNX, for one sample."""
+    kind, weights = operation.proto.op_type, operation.weights
+    if kind in ("Conv", "ConvTranspose") and weights:
+        return weights[0].size * math.prod((positions if kind == "Conv" else inputs[0])[:-1])
+    if kind in ("Gemm", "MatMul") and weights:
+        return math.prod(inputs[0][:-1]) * weights[0].size
+    return math.prod(positions) * inputs[0][-1] if kind == "MatMul" else 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from featurestore.backbone.custom import is_custom, is_keras, is_serialized, layers_of
 from featurestore.backbone.graph import Graph, Node
+from featurestore.backbone.onnx_graph import OnnxOperation
 from featurestore.backbone.tracing import traced_digest
 from featurestore.digests import canonical_number, digest_array, digest_fields
 from featurestore.errors import BackboneError, one_line
@@ -164,6 +165,8 @@ def _description(node: Node, training: bool) -> dict[str, Any]:
             raise BackboneError(
                 "is code that no file can hold: replace it by a stock layer, keras.ops or a class"
             )
+        if isinstance(node.operation, OnnxOperation):
+            return node.operation.description()
         if is_custom(node.operation):
             return {"trace": traced_digest(node)}
         fields = layer_fields(node.operation, training)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from featurestore.backbone import forward
-from featurestore.backbone.computing import Computation
+from featurestore.backbone.computing import UNITS, Computation
 from featurestore.errors import ActivationError, BackboneError, FeatureStoreWarning
 
 # Rows of a batch that the plain layers compute too.
@@ -38,9 +38,6 @@ DRAWS = 2
 # Features that are derived from stored ones, and stored, may be this many times as far from the
 # plain network as storing alone moves it. Rows that are not checked may be a little further.
 DERIVED = 1.5
-
-# The distance from 1 to the next number of each type.
-_UNITS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 def tolerance(precision: str) -> float:
@@ -91,39 +88,14 @@ def distance(values: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = 
     return float(apart.max() / largest)
 
 
-def rounded(part: Computation, seed: int = 0) -> forward.Forward:
-    """Return the plain layers with the last bit of each layer's result moved up or down.
-
-    What this changes is what rounding may change: the same layers, computed in another order of
-    sums, on another machine or in another batch, differ by about as much.
-
-    Parameters
-    ----------
-    part : Computation
-    seed : int
-        From 0 on; every seed gives another movement. Equal values move alike, as they round alike,
-        and a row moves alike whatever else is in its batch.
-    """
-    import keras
-
-    def move(tensor: Any) -> Any:
-        dtype = keras.backend.standardize_dtype(tensor.dtype)
-        if dtype not in _UNITS:  # integers are exact
-            return tensor
-        factors = 1 + _UNITS[dtype] * _signs(keras.ops.convert_to_numpy(tensor), seed)
-        return keras.ops.multiply(tensor, keras.ops.convert_to_tensor(factors, dtype))
-
-    return forward.plain(lambda images: part(images, move))
-
-
 def amplification(
     part: Computation, images: np.ndarray, wanted: Sequence[np.ndarray]
 ) -> list[float]:
-    """Return how far :func:`rounded` is from the plain layers, relative to the largest activation.
+    """Return how far :meth:`Computation.rounded` is from the plain layers, relative to the largest activation.
 
     ``wanted`` is what the plain layers give for the images.
     """
-    draws = [rounded(part, seed)(images) for seed in range(DRAWS)]
+    draws = [part.rounded(seed)(images) for seed in range(DRAWS)]
     moved = [max(distance(draw[i], w) for draw in draws) for i, w in enumerate(wanted)]
     # A value that overflows only when its last bit moves explains nothing.
     return [change if np.isfinite(change) else 0.0 for change in moved]
@@ -168,7 +140,7 @@ def check_derived(
     with np.errstate(over="ignore"):
         stored = derived.astype(dtype).astype("float32")
     apart = distance(stored, wanted)
-    allowed = TOLERANCE if dtype == "float32" else DERIVED * _UNITS[dtype] / 2
+    allowed = TOLERANCE if dtype == "float32" else DERIVED * UNITS[dtype] / 2
     if apart > allowed:
         (moved,) = amplification(part, images, [wanted])
         allowed = max(allowed, ROUNDINGS * moved)
@@ -214,7 +186,7 @@ def check(
     FeatureStoreWarning
         If a larger difference is accepted because the network amplifies rounding.
     """
-    rows, reference = sampled(len(images)), forward.plain(part)
+    rows, reference = sampled(len(images)), part.plain()
     # The last row stands beside different images here, and beside itself below.
     checked = np.concatenate([images[rows], 255 - images[:1]])
     wanted, beside = reference(checked), reference(checked[[-1, -1]])
@@ -244,7 +216,7 @@ def check(
                 f"{layer} differs by {apart[i]:.2g} of its largest activation from what its plain"
                 " layers give on the CPU: this device or library computes wrong numbers",
                 f"at most {allowed:.2g}",
-                forward.another_way(engine),
+                part.another_way(engine),
             )
         # Which bits are lost in low precision is the user's choice.
         if part.precision == "float32" and max(apart[i] - usual[i], mixed[i] - TOLERANCE) > 0:
@@ -255,11 +227,3 @@ def check(
                 FeatureStoreWarning,
                 stacklevel=2,
             )
-
-
-def _signs(values: np.ndarray, seed: int) -> np.ndarray:
-    """Return 1 or -1 for each value, by a multiplicative hash of its bits."""
-    bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").astype(np.uint64)
-    mixed = (bits ^ (bits >> np.uint64(15))) + np.uint64(seed * 0x632BE59BD9B4E019 % 2**64)
-    high = (mixed * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(63)
-    return 2.0 * high.astype(np.float64) - 1.0

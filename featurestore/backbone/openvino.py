@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from featurestore.backbone import forward
+from featurestore.backbone.onnx_files import write
 from featurestore.errors import BackboneError, OutOfMemoryError, one_line
+from featurestore.scratch import scratch
 from featurestore.threads import processors
 
 # OpenVINO's names of a precision: as a capability of a device, and as an option.
@@ -42,7 +44,7 @@ _FINITE = {
     *("BatchToSpace", "Broadcast", "Concat", "Convert", "DepthToSpace", "Gather", "Pad"),
     *("Reshape", "ReverseSequence", "Roll", "Slice", "SpaceToBatch", "SpaceToDepth", "Split"),
     *("Squeeze", "StridedSlice", "Tile", "Transpose", "Unsqueeze", "VariadicSplit"),
-    *("Parameter", "Result", "ShapeOf"),
+    *("Identity", "Parameter", "Range", "Result"),
     *("Equal", "Greater", "GreaterEqual", "IsFinite", "IsNaN", "Less", "LessEqual", "LogicalAnd"),
     *("LogicalNot", "LogicalOr", "NotEqual", "ReduceLogicalAnd", "ReduceLogicalOr", "Select"),
 }
@@ -65,9 +67,39 @@ def with_openvino(
     function = forward.frozen(compute, input_shape, dtype)
     if forward.has_variables(function):
         raise EngineError("it has more than 1.8 GB of weights")
+    return compiled(
+        lambda: _converted(function),
+        len(function.outputs),
+        dtype,
+        precision,
+        "run the same command with --engine tensorflow",
+    )
+
+
+def compiled(
+    convert: Callable[[], Any], outputs: int, dtype: str, precision: str, remedy: str = ""
+) -> forward.CompiledModel:
+    """Compile a model of OpenVINO of one input and some outputs.
+
+    Parameters
+    ----------
+    convert : callable
+        Returns it.
+    outputs : int
+    dtype : str
+        Of the input.
+    precision : {"float32", "bfloat16", "float16"}
+    remedy : str
+        What to do if it does not compute a batch.
+
+    Raises
+    ------
+    EngineError
+        If OpenVINO cannot compute it.
+    """
     threads = _threads()
     try:
-        model = _converted(function)
+        model = convert()
         # It does not check sizes that depend on the batch when it computes with one thread, and
         # writes where it must not.
         any_batch = list(model.input(0).partial_shape)
@@ -84,7 +116,7 @@ def with_openvino(
             "ENABLE_CPU_PINNING": False,  # other threads decode images
         }
         streams = _Streams(model, options, min(STREAMS, threads))
-        if streams.outputs != len(function.outputs):
+        if streams.outputs != outputs:
             raise EngineError("it merges some of the outputs")
     except Exception as error:  # whatever OpenVINO raises
         raise EngineError(_reason(error)) from error
@@ -105,7 +137,7 @@ def with_openvino(
             kind = OutOfMemoryError if "alloc" in str(error) else BackboneError
             raise kind(
                 f"OpenVINO does not compute a batch of {len(images)} images: {_reason(error)}",
-                remedy="run the same command with --engine tensorflow",
+                remedy=remedy,
             ) from error
 
     return forward.CompiledModel("openvino", run)
@@ -131,6 +163,36 @@ def _converted(function: Any) -> Any:
         return frontend.convert(loaded)
 
 
+def read_onnx(model: Any) -> Any:
+    """Convert a model of ONNX to an OpenVINO model."""
+    with scratch() as folder:
+        write(model, folder / "model.onnx")
+        return _core().read_model(str(folder / "model.onnx"))
+
+
+def tensor_shapes(model: Any, shape: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return shape and type of every output of a model of ONNX, for an input of one shape.
+
+    Raises
+    ------
+    EngineError
+        If OpenVINO cannot read the model, or it does not take such an input.
+    """
+    try:
+        read = read_onnx(model)
+        read.reshape({0: list(shape)})
+        return {
+            name: (
+                tuple(output.shape) if output.partial_shape.is_static else (),
+                output.get_element_type().to_dtype().name,
+            )
+            for output in read.outputs
+            for name in output.get_names()
+        }
+    except Exception as error:  # whatever OpenVINO raises
+        raise EngineError(_reason(error)) from error
+
+
 def _may_give_nan(model: Any) -> str | None:
     """Return the type of the first operation that may give NaN or infinity, or None.
 
@@ -141,30 +203,50 @@ def _may_give_nan(model: Any) -> str | None:
     varying: set[str] = set()  # with the image; what does not is folded into the weights
     for node in model.get_ordered_ops():
         kind, inputs = str(node.get_type_name()), _inputs(node)
-        if kind == "Parameter" or any(parent.get_name() in varying for parent in inputs):
+        moved = any(parent.get_name() in varying for parent in inputs)
+        if kind == "Parameter" or (moved and kind != "ShapeOf"):
             varying.add(node.get_name())
-            if kind not in _FINITE and not _is_finite(kind, inputs):
+            if kind not in _FINITE and not _is_finite(kind, node, inputs):
                 return kind
     return None
 
 
-def _is_finite(kind: str, inputs: Sequence[Any]) -> bool:
-    """Whether it is a quotient by a constant, a natural power, or a root of what is positive.
-
-    Positive is a maximum with a positive constant, or a variance to which one is added.
-    """
+def _is_finite(kind: str, node: Any, inputs: Sequence[Any]) -> bool:
+    """Whether an operation that is not always finite is so for what it takes."""
+    if kind == "MVN":
+        return bool(node.get_attributes().get("eps", 0) > 0)
     number = _constant(inputs[-1])
     if kind == "Divide":
-        return number is not None and bool((number != 0).all())
+        constant = number is not None and bool((number != 0).all())
+        return constant or _is_at_least(inputs[1], above_zero=True)
     if kind == "Power" and number is not None and (number >= 0).all() and (number % 1 == 0).all():
         return True
-    if kind not in ("Power", "Sqrt"):
-        return False
-    root, terms = inputs[0].get_type_name(), _inputs(inputs[0])
-    limits = [limit for limit in map(_constant, terms) if limit is not None and (limit > 0).all()]
-    means = [_inputs(term)[0] for term in terms if term.get_type_name() == "ReduceMean"]
-    is_variance = any(mean.get_type_name() == "SquaredDifference" for mean in means)
-    return bool(limits) and (root == "Maximum" or (root == "Add" and is_variance))
+    return kind in ("Power", "Sqrt") and _is_at_least(inputs[0], above_zero=kind == "Power")
+
+
+def _is_at_least(node: Any, *, above_zero: bool) -> bool:
+    """Whether all values of a node are known to be 0 or more, or to be ``above_zero``."""
+    number = _constant(node)
+    if number is not None:
+        return bool((number > 0 if above_zero else number >= 0).all())
+    kind, inputs = node.get_type_name(), _inputs(node)
+    above = [_is_at_least(each, above_zero=True) for each in inputs[:2]] if above_zero else []
+    if kind in ("Abs", "Relu", "ShapeOf", "SquaredDifference"):
+        return not above_zero
+    if kind == "Maximum":
+        return any(above) if above_zero else any(_is_at_least(i, above_zero=False) for i in inputs)
+    if kind == "Add":
+        positive = [_is_at_least(each, above_zero=False) for each in inputs]
+        return all(positive) and (not above_zero or any(above))
+    if kind == "Multiply" and inputs[0].get_name() == inputs[1].get_name():
+        return not above_zero
+    if kind == "Power":
+        exponent = _constant(inputs[1])
+        even = exponent is not None and bool((exponent % 2 == 0).all())
+        return _is_at_least(inputs[0], above_zero=above_zero) or (even and not above_zero)
+    if kind in ("Broadcast", "Convert", "Gather", "ReduceMean", "ReduceSum", "Reshape", "Sqrt"):
+        return _is_at_least(inputs[0], above_zero=above_zero)
+    return False
 
 
 def _inputs(node: Any) -> list[Any]:

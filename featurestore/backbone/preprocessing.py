@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
+import numpy as np
 from pydantic import BeforeValidator, PositiveInt
 
 from featurestore.settings import Settings
@@ -38,6 +39,8 @@ Scaling = Annotated[NamedScaling | Affine, BeforeValidator(_scaling)]
 _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 _TORCH_MEAN = tuple(255.0 * mean for mean in (0.485, 0.456, 0.406))
 _TORCH_VARIANCE = tuple((255.0 * deviation) ** 2 for deviation in (0.229, 0.224, 0.225))
+# Factor and offset of the others.
+_AFFINE = {"none": (1.0, 0.0), "unit": (1 / 255.0, 0.0), "tf": (1 / 127.5, -1.0)}
 
 
 def _pair(size: Any) -> Any:
@@ -128,10 +131,23 @@ class Preprocessing(Settings):
             layer = layers.Rescaling(scale, offset, name="scaling", dtype="float32")
         else:
             # "none" is a layer too: it makes float32 of uint8, exactly.
-            scale, offset = {
-                "none": (1.0, 0.0),
-                "unit": (1 / 255.0, 0.0),
-                "tf": (1 / 127.5, -1.0),
-            }[self.scaling]
+            scale, offset = _AFFINE[self.scaling]
             layer = layers.Rescaling(scale, offset, name="scaling", dtype="float32")
         return layer(images)
+
+    def factors(self) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Return the scaling as numbers: ``pixel * factor + offset``, each (channel=3,).
+
+        The last value tells whether the channels are put into reverse order, BGR, first.
+        """
+        if isinstance(self.scaling, Affine):
+            pair: Any = self.scaling.scale, self.scaling.offset
+        elif self.scaling == "caffe":
+            pair = 1.0, -np.array(_CAFFE_MEAN_BGR)
+        elif self.scaling == "torch":
+            deviation = np.sqrt(_TORCH_VARIANCE)
+            pair = 1 / deviation, -np.array(_TORCH_MEAN) / deviation
+        else:
+            pair = _AFFINE[self.scaling]
+        factor, offset = (np.broadcast_to(np.asarray(each, "float32"), 3) for each in pair)
+        return factor, offset, self.scaling == "caffe"

@@ -13,6 +13,9 @@ from featurestore.backbone.custom import is_custom
 from featurestore.backbone.engines import Computing
 from featurestore.backbone.families import APPLICATIONS, Application, application
 from featurestore.backbone.graph import Graph, flatten, is_automatic
+from featurestore.backbone.onnx_config import preprocessing_beside
+from featurestore.backbone.onnx_files import ENDING
+from featurestore.backbone.onnx_graph import OnnxGraph
 from featurestore.backbone.preprocessing import Preprocessing
 from featurestore.backbone.recognition import find_preprocessing
 from featurestore.errors import BackboneError, nearest, one_line, path_text, received
@@ -71,7 +74,7 @@ def _load(
                 "a keras.Model has its weights", remedy="load them with its load_weights"
             )
         return _of_model(model, name, options)
-    expected = "the name of a keras.applications network, hub:PRESET, a model file or a keras.Model"
+    expected = "a keras.applications network, hub:PRESET, a model file or a keras.Model"
     text = path_text(model, "the backbone", expected, BackboneError)
     if text.startswith(hub.PREFIX):
         if weights is not None:
@@ -83,6 +86,10 @@ def _load(
         and text.casefold() != "pixels"
         and (Path(text).exists() or Path(text).suffix)
     ):
+        if text.lower().endswith(ENDING):
+            if weights is not None:
+                raise BackboneError("an ONNX file has its weights", remedy="leave out weights")
+            return _of_onnx(Path(text), name, options)
         return _of_file(Path(text), weights, name, options)
     if name is not None:
         raise BackboneError(f"{text!r} is a name itself", remedy=f"leave out name={name!r}")
@@ -149,6 +156,15 @@ def _of_file(
         graph = sources.copied(model, graph, preprocessing)
     source = {"source": "file", "path": str(file.absolute()), "weights": weights, "name": name}
     return Recipe(name, graph, preprocessing, source)
+
+
+def _of_onnx(file: Path, name: str | None, options: dict[str, Any]) -> Recipe:
+    graph, name = OnnxGraph.read(file), name or file.stem
+    beside = {} if "scaling" in options else preprocessing_beside(file)
+    preprocessing = find_preprocessing(graph, file.name, **{**beside, **options})
+    sized = graph.sized(preprocessing.input_size)
+    source = {"source": "file", "path": str(file.absolute()), "weights": None, "name": name}
+    return Recipe(name, sized, preprocessing, source, sized.special_tokens())
 
 
 def _of_preset(preset: str, name: str | None, options: dict[str, Any]) -> Recipe:
