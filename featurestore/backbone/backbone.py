@@ -95,7 +95,7 @@ class Backbone:
         model : str, path or keras.Model
             The name of a constructor of ``keras.applications`` in any case: it is built without its
             classifier. Or ``hub:PRESET``, a preset of KerasHub by name or folder. Or a functional
-            ``.keras`` or ``.h5`` file, loaded in safe mode. Or a functional model, which is copied
+            ``.keras`` or ``.h5`` file, loaded in safe mode, or an ``.onnx`` file. Or a functional model, which is copied
             as it is now: training it later does not change the backbone. Or ``pixels``: no
             network, one layer ``pixels`` of 0 to 1; the baseline that other features have to beat.
         weights : str or path, optional
@@ -367,7 +367,9 @@ class Backbone:
         ref = LayerRef.parse(ref)
         self.shape(ref)
         if isinstance(self._graph, OnnxGraph):
-            raise BackboneError(f"{self.name} is an ONNX file, of which Keras makes no model")
+            raise BackboneError(
+                f"{self.name} is an ONNX file, of which there is no Keras model to cut or promote"
+            )
         with seeded():
             image = keras.Input((None, None, 3), dtype="uint8", name="image")
             resized = inference_by_default(self.preprocessing.resizing())(image)

@@ -201,52 +201,58 @@ def _may_give_nan(model: Any) -> str | None:
     never stored. So it computes only networks of operations that are known to give finite numbers.
     """
     varying: set[str] = set()  # with the image; what does not is folded into the weights
+    least: dict[str, int] = {}
     for node in model.get_ordered_ops():
-        kind, inputs = str(node.get_type_name()), _inputs(node)
+        kind, inputs, name = str(node.get_type_name()), _inputs(node), node.get_name()
+        signs = [least[parent.get_name()] for parent in inputs]
+        least[name] = _sign(kind, node, inputs, signs)
         moved = any(parent.get_name() in varying for parent in inputs)
         if kind == "Parameter" or (moved and kind != "ShapeOf"):
-            varying.add(node.get_name())
-            if kind not in _FINITE and not _is_finite(kind, node, inputs):
+            varying.add(name)
+            if kind not in _FINITE and not _is_finite(kind, node, inputs, signs):
                 return kind
     return None
 
 
-def _is_finite(kind: str, node: Any, inputs: Sequence[Any]) -> bool:
-    """Whether an operation that is not always finite is so for what it takes."""
+def _is_finite(kind: str, node: Any, inputs: Sequence[Any], signs: Sequence[int]) -> bool:
+    """Whether an operation that is not always finite is so for what it takes.
+
+    ``signs`` are those of its inputs, as :func:`_sign` returns them.
+    """
     if kind == "MVN":
         return bool(node.get_attributes().get("eps", 0) > 0)
-    number = _constant(inputs[-1])
     if kind == "Divide":
-        constant = number is not None and bool((number != 0).all())
-        return constant or _is_at_least(inputs[1], above_zero=True)
-    if kind == "Power" and number is not None and (number >= 0).all() and (number % 1 == 0).all():
-        return True
-    return kind in ("Power", "Sqrt") and _is_at_least(inputs[0], above_zero=kind == "Power")
-
-
-def _is_at_least(node: Any, *, above_zero: bool) -> bool:
-    """Whether all values of a node are known to be 0 or more, or to be ``above_zero``."""
-    number = _constant(node)
-    if number is not None:
-        return bool((number > 0 if above_zero else number >= 0).all())
-    kind, inputs = node.get_type_name(), _inputs(node)
-    above = [_is_at_least(each, above_zero=True) for each in inputs[:2]] if above_zero else []
-    if kind in ("Abs", "Relu", "ShapeOf", "SquaredDifference"):
-        return not above_zero
-    if kind == "Maximum":
-        return any(above) if above_zero else any(_is_at_least(i, above_zero=False) for i in inputs)
-    if kind == "Add":
-        positive = [_is_at_least(each, above_zero=False) for each in inputs]
-        return all(positive) and (not above_zero or any(above))
-    if kind == "Multiply" and inputs[0].get_name() == inputs[1].get_name():
-        return not above_zero
+        number = _constant(inputs[1])
+        return signs[1] == 2 or (number is not None and bool((number != 0).all()))
     if kind == "Power":
-        exponent = _constant(inputs[1])
-        even = exponent is not None and bool((exponent % 2 == 0).all())
-        return _is_at_least(inputs[0], above_zero=above_zero) or (even and not above_zero)
-    if kind in ("Broadcast", "Convert", "Gather", "ReduceMean", "ReduceSum", "Reshape", "Sqrt"):
-        return _is_at_least(inputs[0], above_zero=above_zero)
-    return False
+        return signs[0] == 2 or _is_natural(inputs[1])
+    return kind == "Sqrt" and signs[0] > 0
+
+
+def _sign(kind: str, node: Any, inputs: Sequence[Any], signs: Sequence[int]) -> int:
+    """Return 2 if all values of a node are known to be positive, 1 if none is negative, else 0."""
+    if kind == "Constant":
+        number = node.get_data()
+        return 2 if (number > 0).all() else int((number >= 0).all())
+    if kind in ("Abs", "Relu", "ShapeOf", "SquaredDifference"):
+        return 1
+    if kind == "Maximum":
+        return max(signs)
+    if kind == "Add":
+        return max(signs) if min(signs) else 0
+    if kind == "Multiply":
+        same = inputs[0].get_name() == inputs[1].get_name()
+        return max(min(signs), int(same))
+    if kind == "Power":
+        even = _is_natural(inputs[1]) and bool((_constant(inputs[1]) % 2 == 0).all())
+        return max(signs[0], int(even))
+    keep = {"Broadcast", "Convert", "Gather", "ReduceMean", "ReduceSum", "Reshape", "Sqrt"}
+    return signs[0] if kind in keep else 0
+
+
+def _is_natural(exponent: Any) -> bool:
+    number = _constant(exponent)
+    return number is not None and bool(((number >= 0) & (number % 1 == 0)).all())
 
 
 def _inputs(node: Any) -> list[Any]:

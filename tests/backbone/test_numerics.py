@@ -255,16 +255,14 @@ def test_what_rounding_does_is_measured(batch):
     assert 1e-4 < moved[1] < 1
     assert moved[2] < moved[1]
     # A row moves alike whatever stands beside it; another seed moves it otherwise.
-    whole = numerics.rounded(wild.computation(["end"]), 1)(batch)[0]
-    np.testing.assert_array_equal(
-        numerics.rounded(wild.computation(["end"]), 1)(batch[1:2])[0], whole[1:2]
-    )
-    assert (numerics.rounded(wild.computation(["end"]), 2)(batch)[0] != whole).any()
+    whole = wild.computation(["end"]).rounded(1)(batch)[0]
+    np.testing.assert_array_equal(wild.computation(["end"]).rounded(1)(batch[1:2])[0], whole[1:2])
+    assert (wild.computation(["end"]).rounded(2)(batch)[0] != whole).any()
 
 
 def test_a_network_that_amplifies_rounding_is_taken_with_a_warning(batch):
     backbone = chaos(20)
-    found = numerics.rounded(backbone.computation(["plain", "end"]), seed=7)(batch)
+    found = backbone.computation(["plain", "end"]).rounded(seed=7)(batch)
     assert numerics.distance(found[1], backbone.reference(["end"])(batch)[0]) > 0.1
     with pytest.warns(FeatureStoreWarning) as seen:
         numerics.check(backbone.computation(["plain", "end"]), batch, found)
