@@ -95,8 +95,8 @@ class Backbone:
         model : str, path or keras.Model
             The name of a constructor of ``keras.applications`` in any case: it is built without its
             classifier. Or ``hub:PRESET``, a preset of KerasHub by name or folder. Or a functional
-            ``.keras`` or ``.h5`` file, loaded in safe mode, or an ``.onnx`` file. Or a functional model, which is copied
-            as it is now: training it later does not change the backbone. Or ``pixels``: no
+            ``.keras`` or ``.h5`` file, loaded in safe mode, or an ``.onnx`` file. Or a functional
+            model, which is copied as it is now: training it later does not change the backbone. Or ``pixels``: no
             network, one layer ``pixels`` of 0 to 1; the baseline that other features have to beat.
         weights : str or path, optional
             For an application ``imagenet`` (the default; downloaded once by Keras), ``random`` (the

@@ -90,7 +90,7 @@ def distance(values: np.ndarray, wanted: np.ndarray, among: np.ndarray | None = 
 def amplification(
     part: Computation, images: np.ndarray, wanted: Sequence[np.ndarray]
 ) -> list[float]:
-    """Return how far :meth:`Computation.rounded` is from the plain layers, relative to the largest activation.
+    """Return how far rounding moves activations, relative to the largest: ``Computation.rounded``.
 
     ``wanted`` is what the plain layers give for the images.
     """
