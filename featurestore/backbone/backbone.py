@@ -96,8 +96,9 @@ class Backbone:
             The name of a constructor of ``keras.applications`` in any case: it is built without its
             classifier. Or ``hub:PRESET``, a preset of KerasHub by name or folder. Or a functional
             ``.keras`` or ``.h5`` file, loaded in safe mode, or an ``.onnx`` file. Or a functional
-            model, which is copied as it is now: training it later does not change the backbone. Or ``pixels``: no
-            network, one layer ``pixels`` of 0 to 1; the baseline that other features have to beat.
+            model, which is copied as it is now: training it later does not change the backbone. Or
+            ``pixels``: no network, one layer ``pixels`` of 0 to 1; the baseline that other features
+            have to beat.
         weights : str or path, optional
             For an application ``imagenet`` (the default; downloaded once by Keras), ``random`` (the
             same every time), or a weights file. For a model file, a weights file to load over the
@@ -254,8 +255,10 @@ class Backbone:
         ends = tuple((self.cuts.number(ref.layer), ref) for ref in parsed)
         start, precision = self.cuts.start(parsed, source), self.computing.precision
         special = self.cuts.special_tokens
-        kind = OnnxPart if isinstance(self._graph, OnnxGraph) else Computation
-        return kind(self._graph, self.preprocessing, ends, start, precision, special)
+        rest = self.preprocessing, ends, start, precision, special
+        if isinstance(self._graph, OnnxGraph):
+            return OnnxPart(self._graph, *rest)
+        return Computation(self._graph, *rest)
 
     def forward(self, refs: Sequence[LayerRef | str]) -> CompiledModel:
         """Compile the network up to several refs.

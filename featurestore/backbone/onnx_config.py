@@ -55,7 +55,8 @@ def preprocessing_beside(path: Path) -> dict[str, Any]:
 
 
 def _hugging_face(config: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
-    options, share = {}, 1.0
+    options: dict[str, Any] = {}
+    share = 1.0
     size, crop = config.get("size"), config.get("crop_size")
     size = {"shortest_edge": size} if isinstance(size, int) and crop else size
     size = _sides(size) if isinstance(size, int) or "height" in (size or {}) else size
@@ -82,7 +83,7 @@ def _timm(config: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
     trained = config.get("pretrained_cfg", config)
     if "mean" not in trained:  # the configuration of a network of Hugging Face
         return {}, 1.0
-    options = {
+    options: dict[str, Any] = {
         "input_size": tuple(trained["input_size"][1:]),
         "interpolation": trained["interpolation"],
         "resize": "stretch" if trained.get("crop_mode") == "squash" else "crop",

@@ -250,7 +250,7 @@ class OnnxGraph(Graph):
         first = self.nodes[0].outputs[0]
         image = keras.KerasTensor((None, *input_size, 3), dtype=first.dtype)
         channels = 1 if self.channels_first else 3
-        nodes: list[Node] = [replace(self.nodes[0], outputs=(image,), channels=channels)]
+        nodes: list[Node] = [OnnxNode("image", None, ((), {}), (), (image,), channels)]
         for node, shapes in zip(self.nodes[1:], self._shapes(input_size), strict=True):
             nodes.append(self._shaped(node, nodes, shapes))
         rest = self.model, self.constants, self.image, self.channels_first

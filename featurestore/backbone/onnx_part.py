@@ -170,7 +170,7 @@ class OnnxPart(Computation):
         """Return the function as onnxruntime computes it, operation by operation."""
         return _forward(self.model())
 
-    def rounded(self, seed: int) -> Forward:
+    def rounded(self, seed: int = 0) -> Forward:
         """Return the same with the last bit of each weight moved up or down."""
         import onnx
 

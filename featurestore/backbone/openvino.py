@@ -244,15 +244,14 @@ def _sign(kind: str, node: Any, inputs: Sequence[Any], signs: Sequence[int]) -> 
         same = inputs[0].get_name() == inputs[1].get_name()
         return max(min(signs), int(same))
     if kind == "Power":
-        even = _is_natural(inputs[1]) and bool((_constant(inputs[1]) % 2 == 0).all())
-        return max(signs[0], int(even))
+        return max(signs[0], int(_is_natural(inputs[1], step=2)))
     keep = {"Broadcast", "Convert", "Gather", "ReduceMean", "ReduceSum", "Reshape", "Sqrt"}
     return signs[0] if kind in keep else 0
 
 
-def _is_natural(exponent: Any) -> bool:
+def _is_natural(exponent: Any, step: int = 1) -> bool:
     number = _constant(exponent)
-    return number is not None and bool(((number >= 0) & (number % 1 == 0)).all())
+    return number is not None and bool(((number >= 0) & (number % step == 0)).all())
 
 
 def _inputs(node: Any) -> list[Any]:
