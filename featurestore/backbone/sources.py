@@ -69,9 +69,8 @@ def refuse_other_formats(path: Path) -> None:
     if path.is_dir() or path.suffix.lower() not in ENDINGS:
         raise BackboneError(
             f"{path.name!r} is not a file of Keras layers",
-            "a .keras or .h5 file",
-            "build a network of another library in Keras, copy its weights with set_weights, and"
-            " save it",
+            "a .keras, .h5 or .onnx file",
+            "export a network of PyTorch with torch.onnx.export (docs/backbones.md)",
         )
 
 

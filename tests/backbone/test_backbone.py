@@ -177,8 +177,8 @@ def test_no_model_is_taken_for_the_baseline_of_pixels(tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("net.onnx", "'net.onnx' is not a file of Keras layers; expected a .keras or .h5 file"),
-        ("net.safetensors", "'net.safetensors' is not a file of Keras layers"),
+        ("net.onnx", "'net.onnx' does not load as an ONNX model"),
+        ("net.safetensors", "not a file of Keras layers; expected a .keras, .h5 or .onnx"),
         ("folder", "'folder' is not a file of Keras layers"),
         ("vit_base_patch16_224.augreg_in21k", "is not a file of Keras layers"),
         ("gone.keras", "no model file 'gone.keras'"),
