@@ -189,6 +189,11 @@ class Backbone:
         return self.preprocessing.input_size
 
     @property
+    def is_onnx(self) -> bool:
+        """Whether it is an ONNX file, which Keras cannot train."""
+        return isinstance(self._graph, OnnxGraph)
+
+    @property
     def operations(self) -> list[Any]:
         """The layers and operations of the network, in order."""
         return [node.operation for node in self._graph.nodes[1:]]
@@ -287,7 +292,7 @@ class Backbone:
 
     def attends(self, refs: Sequence[LayerRef | str]) -> bool:
         """Whether Keras computes attention, or code that is not its own, up to refs."""
-        return not isinstance(self._graph, OnnxGraph) and any(
+        return not self.is_onnx and any(
             "Attention" in node.kind or not is_keras(type(node.operation))
             for node in self.computation(refs).nodes
         )
@@ -369,10 +374,8 @@ class Backbone:
 
         ref = LayerRef.parse(ref)
         self.shape(ref)
-        if isinstance(self._graph, OnnxGraph):
-            raise BackboneError(
-                f"{self.name} is an ONNX file, of which there is no Keras model to cut or promote"
-            )
+        if self.is_onnx:
+            raise BackboneError(f"{self.name} is an ONNX file, of which there is no Keras model")
         with seeded():
             image = keras.Input((None, None, 3), dtype="uint8", name="image")
             resized = inference_by_default(self.preprocessing.resizing())(image)

@@ -34,10 +34,12 @@ class Steps:
     ----------
     opset : int
         Version of the operators.
+    prefix : str
+        Begins the names of its tensors.
     """
 
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
+    def __init__(self, opset: int, prefix: str = OURS) -> None:
+        self.opset, self.prefix = opset, prefix
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
@@ -45,7 +47,7 @@ class Steps:
         """Add a constant, and return its name."""
         import onnx
 
-        name = f"{OURS}constant_{len(self.constants)}"
+        name = f"{self.prefix}constant_{len(self.constants)}"
         self.constants.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
 
@@ -53,7 +55,7 @@ class Steps:
         """Add an operation, and return the name of its output, by default a new one."""
         import onnx
 
-        name = output or f"{OURS}{kind}_{len(self.nodes)}"
+        name = output or f"{self.prefix}{kind}_{len(self.nodes)}"
         self.nodes.append(onnx.helper.make_node(kind, inputs, [name], **attributes))
         return name
 

@@ -9,11 +9,14 @@ import keras
 
 from featurestore.backbone import LayerRef
 from featurestore.backbone.copying import clone_onto
+from featurestore.backbone.onnx_part import OnnxPart
 from featurestore.errors import PromotionError
 from featurestore.heads.decision import Threshold
 from featurestore.heads.network import logits_model
+from featurestore.promotion import onnx_model
 from featurestore.promotion.class_names import CLASSES, classes_layer
 from featurestore.promotion.convert import as_layers, check, no_form
+from featurestore.promotion.onnx_model import OnnxModel
 
 if TYPE_CHECKING:
     from featurestore.backbone import Backbone
@@ -26,7 +29,7 @@ class Fused:
 
     Attributes
     ----------
-    model : keras.Model
+    model : keras.Model or OnnxModel
         From uint8 RGB images (batch, height, width, channel=3) to class probabilities
         (batch, class), or to the predicted value (batch, 1) of a regressor.
     features : str
@@ -41,7 +44,7 @@ class Fused:
         Of the head; the probabilities are shifted so that it lies at 0.5.
     """
 
-    model: keras.Model
+    model: keras.Model | OnnxModel
     features: str
     scores: str
     backbone_layers: tuple[str, ...]
@@ -75,6 +78,8 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
             f"{', '.join(differ) or 'their digest'}; build the backbone as it was for "
             "`featurestore extract`"
         )
+    if backbone.is_onnx:
+        return _fuse_onnx(head, backbone, ref)
     base = backbone.cut(ref)
     x = base.outputs[0]
     names = tuple(operation.name for operation in base.operations)
@@ -85,27 +90,46 @@ def fuse(head: Head, backbone: Backbone) -> Fused:
     softmax, named = (
         f"{prefix}{name}" if name in names else name for name in ("probabilities", CLASSES)
     )
-    if head.kind == "sklearn":
-        flat = x if len(x.shape) == 2 else keras.layers.Flatten(name=f"{prefix}flatten")(x)
-        scores, output = as_layers(head.fitted, flat, prefix, softmax)
-    elif head.classes:
-        scores = clone_onto(logits_model(head.fitted), x, prefix)
-        output = keras.layers.Softmax(name=softmax)(scores)
-    else:
-        scores = output = clone_onto(head.fitted, x, prefix)
+    scores, output = _head_layers(head, x, prefix, softmax)
     if head.classes:
         output = classes_layer(head.classes, named)(output)
     model = keras.Model(base.inputs, output, name="promoted")
-    threshold = Threshold.of(head.fitted) if head.kind == "sklearn" else None
-    return Fused(model, _maker(x), _maker(scores), names, threshold)
+    return Fused(model, _maker(x), _maker(scores), names, _threshold(head))
+
+
+def _fuse_onnx(head: Head, backbone: Backbone, ref: LayerRef) -> Fused:
+    x = keras.Input(backbone.shape(ref), name="features")
+    layers = keras.Model(x, _head_layers(head, x, "head_", "probabilities"))
+    part = backbone.computation([ref])
+    assert isinstance(part, OnnxPart)
+    model = onnx_model.fused(part, layers, head.classes)
+    return Fused(model, "features", "scores", (), _threshold(head))
+
+
+def _threshold(head: Head) -> Threshold | None:
+    return Threshold.of(head.fitted) if head.kind == "sklearn" else None
+
+
+def _head_layers(head: Head, x: Any, prefix: str, softmax: str) -> tuple[Any, Any]:
+    """Apply a head to features (batch, …); return scores and output, as :func:`as_layers`."""
+    if head.kind == "sklearn":
+        flat = x if len(x.shape) == 2 else keras.layers.Flatten(name=f"{prefix}flatten")(x)
+        return as_layers(head.fitted, flat, prefix, softmax)
+    if head.classes:
+        scores = clone_onto(logits_model(head.fitted), x, prefix)
+        return scores, keras.layers.Softmax(name=softmax)(scores)
+    scores = clone_onto(head.fitted, x, prefix)
+    return scores, scores
 
 
 def _maker(tensor: Any) -> str:
     return tensor._keras_history.operation.name
 
 
-def with_internals(model: keras.Model, fused: Fused) -> keras.Model:
+def with_internals(model: Any, fused: Fused) -> Any:
     """Return a fused model, or a copy of one, that gives (features, scores, output)."""
+    if isinstance(model, OnnxModel):
+        return model.with_internals()
     outputs = {operation.name: operation.output for operation in model.operations}
     inside = [outputs[fused.features], outputs[fused.scores]]
     return keras.Model(model.inputs[0], [*inside, model.outputs[0]])

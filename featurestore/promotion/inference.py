@@ -21,6 +21,7 @@ from featurestore.dataset.table import list_rows
 from featurestore.dataset.table_file import is_frame, is_table
 from featurestore.errors import ImageError, InputError, nearest, path_text, received
 from featurestore.images import decode
+from featurestore.promotion.onnx_model import OnnxModel
 from featurestore.promotion.saved import Promoted, load_model
 from featurestore.table import Grid, Table
 from featurestore.threads import map_ahead
@@ -209,7 +210,10 @@ class Predictor:
     def __init__(self, promoted: Promoted) -> None:
         resizing = promoted.resizing
         self.resize = compiled_resize(resizing)
-        self._columns = int(promoted.model.output_shape[-1])
+        self._columns = len(promoted.classes) or 1
+        if isinstance(promoted.model, OnnxModel):
+            self._forward: Callable[[np.ndarray], list[np.ndarray]] = promoted.model
+            return
         graph = dissolve(promoted.model)
         (end, output), *_ = graph.outputs
         self._forward = with_tensorflow(

@@ -82,7 +82,7 @@ def prove(
     predict = with_internals(fused.model, fused).predict_on_batch
     scores = judge(predict, np.arange(len(rows)), "the fused model")
     with scratch() as folder:
-        path = folder / "model.keras"
+        path = folder / ("model.onnx" if backbone.is_onnx else "model.keras")
         save_model(fused.model, path, metadata)
         loaded = load_model(path).model
     few = np.unique(np.linspace(0, len(rows) - 1, FILE_ROWS).astype(int))

@@ -24,6 +24,7 @@ from featurestore.promotion.events import PromotionStageStarted
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import unfrozen_layers
 from featurestore.promotion.fuse import Fused, fuse
+from featurestore.promotion.onnx_model import OnnxModel
 from featurestore.promotion.origin import load_backbone, load_data
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
@@ -45,8 +46,8 @@ class Promotion:
 
     Attributes
     ----------
-    model : keras.Model
-        A plain Keras model, from uint8 RGB images (batch, height, width, channel=3) to class
+    model : keras.Model or OnnxModel
+        A plain Keras model, or an ONNX model if the backbone is an ONNX file, from uint8 RGB images (batch, height, width, channel=3) to class
         probabilities (batch, class), or predicted values (batch, 1). Train, nest, export or save
         it like any other: its last layer, ``classes``, carries the class names. :meth:`save` also
         writes the provenance.
@@ -70,7 +71,7 @@ class Promotion:
         The samples that the model was trained and selected on.
     """
 
-    model: keras.Model
+    model: keras.Model | OnnxModel
     parity: Parity
     before: dict[str, Any]
     after: dict[str, Any]
@@ -192,13 +193,19 @@ def promote(
         on_event(PromotionStageStarted(f"load {head.key.model}"))
         backbone = load_backbone(head)
     backbone = Backbone.of(backbone)
+    if backbone.is_onnx and tuning.passes:
+        raise PromotionError(
+            f"the backbone of {head.id} is an ONNX file, which Keras cannot train",
+            "a promotion without fine-tuning",
+            "leave out --unfreeze and --epochs",
+        )
     record = _training_record(head, backbone, data, tuning, selected_on)
     _warn_if_stale(head)
     # Seeds new layers and dropout, and leaves the process's own generator alone.
     with seeded(tuning.seed):
         on_event(PromotionStageStarted(f"fuse {head.id} with {backbone.name} at {head.key.ref}"))
         fused = fuse(head, backbone)
-        trained = unfrozen_layers(fused, tuning)
+        trained = [] if backbone.is_onnx else unfrozen_layers(fused, tuning)
         metadata = _metadata(head, data)
         parity = prove(head, backbone, fused, data, metadata, on_event)
 
@@ -218,8 +225,10 @@ def promote(
             history, after = tuned.history, tuned.after if tuned.kept_epoch else before
             fine_tuning = {**tuning.model_dump(), "epochs": tuning.passes}
             fine_tuning |= {"kept_epoch": tuned.kept_epoch, "verdict": tuned.verdict}
-        # A new model around the same layers leaves the optimizer behind.
-        model = keras.Model(fused.model.inputs[0], fused.model.outputs[0], name="promoted")
+        model = fused.model
+        if not backbone.is_onnx:
+            # A new model around the same layers leaves the optimizer behind.
+            model = keras.Model(model.inputs[0], model.outputs[0], name="promoted")
     notes = _notes(head, backbone, fused, on_images, bool(fine_tuning.get("kept_epoch")))
     weights = weights_digest(model)
     return Promotion(

@@ -19,6 +19,7 @@ from featurestore.backbone import sources
 from featurestore.digests import digest_array, digest_fields, json_text
 from featurestore.errors import InputError, nearest, one_line, received
 from featurestore.images import MAX_PIXELS, MAX_SIDE
+from featurestore.promotion.onnx_model import OnnxModel
 from featurestore.promotion.training_record import TrainingRecord
 from featurestore.scratch import check_place, written
 from featurestore.table import printable
@@ -39,7 +40,7 @@ class Promoted:
     ----------
     name : str
         Its file, for messages.
-    model : keras.Model
+    model : keras.Model or OnnxModel
     classes : tuple of str or int
         The class of each column of its output; empty for a regressor.
     resizing : keras.layers.Resizing
@@ -51,7 +52,7 @@ class Promoted:
     """
 
     name: str
-    model: keras.Model
+    model: keras.Model | OnnxModel
     classes: tuple[Any, ...]
     resizing: Any
     training_record: TrainingRecord | None
@@ -63,7 +64,7 @@ class Promoted:
         return "classification" if self.classes else "regression"
 
 
-def save_model(model: keras.Model, path: str | Path, metadata: dict[str, Any]) -> None:
+def save_model(model: keras.Model | OnnxModel, path: str | Path, metadata: dict[str, Any]) -> None:
     """Write a model of stock Keras layers as one file, atomically, with its provenance.
 
     Raises
@@ -72,27 +73,33 @@ def save_model(model: keras.Model, path: str | Path, metadata: dict[str, Any]) -
         If the path does not end in ``.keras``, its folder does not exist, or it cannot be
         written to. An existing file of that name is then unchanged.
     """
+    if isinstance(model, OnnxModel):
+        with written(check_target(path, ".onnx")) as part:
+            model.with_properties(**{MEMBER: metadata}).save(part)
+        return
     with written(check_target(path)) as part:
         type(model).save(model, part)
         with zipfile.ZipFile(part, "a", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(MEMBER, json_text(metadata))
 
 
-def check_target(path: str | Path) -> Path:
+def check_target(path: str | Path, ending: str = ".keras") -> Path:
     """Return the path if a model file can be written to it; see :func:`save_model`."""
     path = Path(path)
-    if path.suffix != ".keras":
-        raise InputError(f"a model is saved as a .keras file; got {str(path)!r}")
+    if path.suffix != ending:
+        raise InputError(f"this model is saved as a {ending} file; got {str(path)!r}")
     check_place(path)
     return path
 
 
-def weights_digest(model: keras.Model) -> str:
+def weights_digest(model: keras.Model | OnnxModel) -> str:
     """Return a digest of a model's weights."""
+    if isinstance(model, OnnxModel):
+        return model.weights_digest()
     return digest_fields({"weights": [digest_array(weight) for weight in model.get_weights()]})
 
 
-def load_model(model: str | Path | keras.Model | Promoted) -> Promoted:
+def load_model(model: str | Path | keras.Model | OnnxModel | Promoted) -> Promoted:
     """Open a promoted model: its file, in Keras' safe mode, or a model in memory.
 
     Training it further, saving it with Keras and nesting it in a ``keras.Sequential`` leave it
@@ -111,8 +118,12 @@ def load_model(model: str | Path | keras.Model | Promoted) -> Promoted:
     """
     if isinstance(model, Promoted):
         return model
+    if isinstance(model, OnnxModel):
+        return _promoted_onnx("the ONNX model", model)
     if isinstance(model, str | os.PathLike):
         path = Path(model)
+        if path.suffix == ".onnx":
+            return _promoted_onnx(str(path), OnnxModel.read(path))
         metadata = read_metadata(path)
         try:
             opened = sources.load_model(path)
@@ -150,15 +161,24 @@ def _promoted(name: str, model: keras.Model, metadata: dict[str, Any]) -> Promot
             f"{name} gives {gives[1]} values for an image, and names {len(classes)} classes "
             f"({shown(classes)}); {expected}"
         )
+    return Promoted(name, model, classes, resizing, _record(name, metadata), metadata)
+
+
+def _promoted_onnx(name: str, model: OnnxModel) -> Promoted:
+    metadata = model.properties.get(MEMBER, {})
+    resizing, record = model.preprocessing.resizing(), _record(name, metadata)
+    return Promoted(name, model, tuple(model.properties["classes"]), resizing, record, metadata)
+
+
+def _record(name: str, metadata: dict[str, Any]) -> TrainingRecord | None:
     record = metadata.pop("training_record", None)
     try:
-        record = record and TrainingRecord.from_dict(record)
+        return record and TrainingRecord.from_dict(record)
     except Exception as error:  # whatever a made-up file says
         raise InputError(
             f"{name} does not say which samples it was trained on ({one_line(error)}); promote the "
             "head again with `featurestore promote HEAD -o MODEL.keras`"
         ) from error
-    return Promoted(name, model, classes, resizing, record, metadata)
 
 
 def _resizing(name: str, graph: Graph) -> Any:
