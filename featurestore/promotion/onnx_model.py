@@ -1,4 +1,4 @@
-"""Promoted models as ONNX: a backbone that is an ONNX file, the resize before it, the head after it.
+"""Promoted models as ONNX: a resize, a backbone that is an ONNX file, and a head.
 
 Its properties hold the classes, the preprocessing and the provenance.
 """
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # From this version of the operators on, a resize can be antialiased.
 RESIZING_OPSET = 18
+BACKBONE = "backbone/"
 OUTPUTS = ("features", "scores", "output")
 _MODES = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}
 
@@ -149,17 +150,21 @@ def fused(part: OnnxPart, head: keras.Model, classes: Any) -> OnnxModel:
         if opset(base) < RESIZING_OPSET:
             base = onnx.version_converter.convert_version(base, RESIZING_OPSET)
         with scratch() as folder:
-            head.export(str(folder / "head.onnx"), format="onnx", verbose=False, opset_version=18)
-            tail = onnx.load(str(folder / "head.onnx"))
+            path = str(folder / "head.onnx")
+            options = {"verbose": False, "opset_version": RESIZING_OPSET}
+            head.export(path, format="onnx", input_signature=head.inputs, **options)
+            tail = onnx.load(path)
         if opset(tail) != opset(base):
             tail = onnx.version_converter.convert_version(tail, opset(base))
     except Exception as error:  # whatever the converters raise
         raise PromotionError(f"the model has no form in ONNX: {one_line(error)}") from error
+    # Its tensors may be called as ours are.
+    base = onnx.compose.add_prefix(base, BACKBONE)
     tail = onnx.compose.add_prefix(tail, "head/")
     steps = Steps(opset(base), "resizing/")
     _resize(steps, preprocessing)
     nodes = [*steps.nodes, *base.graph.node]
-    ends = [f"{OURS}output_0", *(value.name for value in tail.graph.output)]
+    ends = [base.graph.output[0].name, *(value.name for value in tail.graph.output)]
     nodes.append(onnx.helper.make_node("Identity", ends[:1], [tail.graph.input[0].name]))
     nodes += tail.graph.node
     for end, name in zip(ends, OUTPUTS, strict=True):
@@ -214,10 +219,10 @@ def _resize(steps: Steps, preprocessing: Preprocessing) -> None:
     if preprocessing.interpolation == "bicubic":
         options["cubic_coeff_a"] = -0.5
     if preprocessing.interpolation == "nearest":
-        options = {"nearest_mode": "round_prefer_floor"}
+        options = {"nearest_mode": "round_prefer_ceil"}
     mode = _MODES[preprocessing.interpolation]
     resized = steps.add("Resize", pixels, "", "", size, mode=mode, **options)
     bounds = [steps.constant(number) for number in (0.0, 255.0)]
     pixels = steps.add("Clip", steps.add("Round", resized), *bounds)
     pixels = steps.add("Transpose", pixels, perm=[0, 2, 3, 1])
-    steps.cast(pixels, "uint8", output=f"{OURS}input")
+    steps.cast(pixels, "uint8", output=f"{BACKBONE}{OURS}input")

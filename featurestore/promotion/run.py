@@ -47,10 +47,10 @@ class Promotion:
     Attributes
     ----------
     model : keras.Model or OnnxModel
-        A plain Keras model, or an ONNX model if the backbone is an ONNX file, from uint8 RGB images (batch, height, width, channel=3) to class
+        A plain Keras model, from uint8 RGB images (batch, height, width, channel=3) to class
         probabilities (batch, class), or predicted values (batch, 1). Train, nest, export or save
-        it like any other: its last layer, ``classes``, carries the class names. :meth:`save` also
-        writes the provenance.
+        it like any other: its last layer, ``classes``, carries the class names. An ONNX model if
+        the backbone is an ONNX file. :meth:`save` also writes the provenance.
     parity : Parity
         Of the fused model with the cached head, before anything was trained.
     before, after : dict of str to dict

@@ -56,7 +56,14 @@ def network(seed=0, *, prefix="", batch="batch", opset=18, channel=3, extra=(), 
         ),
         node("MatMul", [n("normed"), n("dense")], [n("mixed")], name="/blocks.0/mlp/MatMul"),
         node("Add", [n("all"), n("mixed")], [n("added")], name="/blocks.0/Add"),
-        node("ReduceMean", [n("added"), n("one")], [n("mean")], keepdims=0, name="/ReduceMean"),
+        node(
+            "ReduceMean",
+            [n("added"), n("one")][: 1 if opset < 18 else 2],
+            [n("mean")],
+            name="/ReduceMean",
+            keepdims=0,
+            **({"axes": [1]} if opset < 18 else {}),
+        ),
         node("MatMul", [n("mean"), n("last")], ["out"], name="/head/MatMul"),
     ]
     tensors = [numpy_helper.from_array(v.astype("float32"), n(k)) for k, v in weights.items()]
