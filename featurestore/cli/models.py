@@ -58,6 +58,8 @@ def promote_command(
 ) -> None:
     """Fuse HEAD and its backbone into one Keras model; check it, fine-tune it, and write it.
 
+    Of a backbone that is an ONNX file, it is one ONNX file, which is not fine-tuned.
+
     The check: from image files, the model predicts what the head predicts from stored features.
 
     HEAD is an id that `featurestore heads` lists, the beginning of one, or the label of a head. The
@@ -76,15 +78,15 @@ def promote_command(
             from featurestore.heads import Head
             from featurestore.promotion import PromotionStageStarted, check_target, promote
             from featurestore.promotion.choice import best_promotable
-            from featurestore.promotion.origin import load_backbone
+            from featurestore.promotion.origin import ending, load_backbone
 
-            check_target(output)
             if head is not None:
                 chosen = Head.load(head, store)
             else:
                 chosen, by = best_promotable(FeatureStore(store), best or None)
                 on = f"{chosen.key.short.model} {chosen.key.ref}"
                 progress.say(f"best: {chosen.id} on {on}, by {by}")
+            check_target(output, ending(chosen))
             progress(PromotionStageStarted(f"load {chosen.id} and its backbone"))
             backbone = load_backbone(chosen, **options["backbone"])
         promotion = promote(chosen, backbone, on_event=progress, **options["fine-tuning"])

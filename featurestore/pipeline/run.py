@@ -28,7 +28,7 @@ from featurestore.versions import versions
 if TYPE_CHECKING:
     from featurestore.dataset import Dataset
 
-SPEC, RECORD, MODEL = "spec.yaml", "record.json", "model.keras"
+SPEC, RECORD = "spec.yaml", "record.json"
 
 
 @dataclass(frozen=True)
@@ -315,20 +315,23 @@ class _Run:
         self._say("promote", what)
         done = promoted(folder, head.id)
         if done is not None:
-            self._end("promote", started, fresh=False, result=str(folder / MODEL))
+            result = str(folder / done["model"])
+            self._end("promote", started, fresh=False, result=result)
             return done
         from featurestore.promotion import PromotionStageStarted, promote
+        from featurestore.promotion.origin import ending
 
         # Folds are of the training rows, which count as seen.
         options["selected_on"] = [] if chosen_by == FOLDS else [chosen_by]
         promotion = promote(head, source.open(), data=dataset, on_event=self.on_event, **options)
-        self.on_event(PromotionStageStarted(f"write {folder / MODEL}"))
-        promotion.save(folder / MODEL)
-        self._end("promote", started, fresh=True, result=str(folder / MODEL))
+        file = folder / f"model{ending(head)}"
+        self.on_event(PromotionStageStarted(f"write {file}"))
+        promotion.save(file)
+        self._end("promote", started, fresh=True, result=str(file))
         return {
             "head": head.id,
-            "model": MODEL,
-            "model_digest": digest_bytes((folder / MODEL).read_bytes()),
+            "model": file.name,
+            "model_digest": digest_bytes(file.read_bytes()),
             **promotion.report,
         }
 
@@ -342,7 +345,7 @@ def promoted(folder: Path, head: str) -> dict[str, Any] | None:
     """Return what an earlier run recorded of the promotion of a head, if its model is intact."""
     try:
         recorded: dict[str, Any] = json.loads((folder / RECORD).read_bytes())["promotion"]
-        model = digest_bytes((folder / MODEL).read_bytes())
+        model = digest_bytes((folder / recorded["model"]).read_bytes())
         fits = recorded["head"] == head and recorded["model_digest"] == model
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -15,7 +15,8 @@ import numpy as np
 from featurestore.backbone.copying import clone
 from featurestore.backbone.forward import exact
 from featurestore.backbone.graph import Graph, Node, dissolve
-from featurestore.errors import ParityError
+from featurestore.errors import InputError, ParityError
+from featurestore.promotion.onnx_model import OnnxModel
 from featurestore.promotion.saved import Promoted, load_model
 
 # Noise that the two models are compared on, and how far their outputs may be apart: a share of the
@@ -52,6 +53,8 @@ def fixed_images(model: str | Path | keras.Model | Promoted) -> keras.Model:
     """
     promoted = load_model(model)
     model, resizing = promoted.model, promoted.resizing
+    if isinstance(model, OnnxModel):
+        raise InputError(f"{promoted.name} is an ONNX model already", "a Keras model")
 
     def exportable(node: Node) -> Node:
         layer = node.operation

@@ -44,7 +44,7 @@ class Fused:
         Of the head; the probabilities are shifted so that it lies at 0.5.
     """
 
-    model: keras.Model | OnnxModel
+    model: Any
     features: str
     scores: str
     backbone_layers: tuple[str, ...]

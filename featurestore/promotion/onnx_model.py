@@ -193,13 +193,13 @@ def _resize(steps: Steps, preprocessing: Preprocessing) -> None:
     image = "image"
     if preprocessing.resize == "crop":
         shape = steps.add("Shape", image)
-        sides = [
+        high, wide = (
             steps.add("Gather", shape, steps.constant([axis], "int64"), axis=0) for axis in (1, 2)
-        ]
+        )
         starts, ends = [], []
         for own, other, target, across in (
-            (*sides, height, width),
-            (*reversed(sides), width, height),
+            (high, wide, height, width),
+            (wide, high, width, height),
         ):
             # As resizing._fit computes it.
             product = steps.add("Mul", other, steps.constant([target], "int64"))

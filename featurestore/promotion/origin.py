@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from featurestore.backbone import Backbone
+from featurestore.backbone.onnx_files import ENDING
 from featurestore.dataset import Dataset
 from featurestore.errors import BackboneError, PromotionError, StoreError
 from featurestore.heads import Head
@@ -58,3 +59,9 @@ def load_data(head: Head) -> Dataset:
         paths = [places.get(digest) or path for digest, path in then]
         return Dataset(data.name, now.source, data.options, data.samples.moved(paths))
     return data
+
+
+def ending(head: Head) -> str:
+    """Return how the file of a promoted head ends: as that of its backbone if that is ONNX."""
+    path = str((head.provenance["backbone"] or {}).get("path"))
+    return ENDING if path.lower().endswith(ENDING) else ".keras"

@@ -24,7 +24,6 @@ from featurestore.promotion.events import PromotionStageStarted
 from featurestore.promotion.fine_tuning import FineTuning
 from featurestore.promotion.freezing import unfrozen_layers
 from featurestore.promotion.fuse import Fused, fuse
-from featurestore.promotion.onnx_model import OnnxModel
 from featurestore.promotion.origin import load_backbone, load_data
 from featurestore.promotion.parity import Parity
 from featurestore.promotion.proof import prove
@@ -71,7 +70,7 @@ class Promotion:
         The samples that the model was trained and selected on.
     """
 
-    model: keras.Model | OnnxModel
+    model: Any
     parity: Parity
     before: dict[str, Any]
     after: dict[str, Any]

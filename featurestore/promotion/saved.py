@@ -52,7 +52,7 @@ class Promoted:
     """
 
     name: str
-    model: keras.Model | OnnxModel
+    model: Any
     classes: tuple[Any, ...]
     resizing: Any
     training_record: TrainingRecord | None
@@ -222,6 +222,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         files = list(map(str, path.parent.glob("*.keras"))) if path.parent.is_dir() else []
         raise InputError(f"no model file {str(path)!r}; {nearest(str(path), files)}")
+    if path.suffix == ".onnx":
+        return dict(OnnxModel.read(path).properties.get(MEMBER, {}))
     try:
         with zipfile.ZipFile(path) as archive:
             archive.getinfo("config.json")
