@@ -81,7 +81,7 @@ class OnnxOperation:
 
 
 def _is_weight(array: np.ndarray) -> bool:
-    return array.ndim > 0 and "float" in array.dtype.name
+    return array.size > 1 and "float" in array.dtype.name
 
 
 def _attribute(part: Any) -> Any:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # From this version of the operators on, a resize can be antialiased.
 RESIZING_OPSET = 18
 BACKBONE = "backbone/"
+PIXELS = f"{BACKBONE}{OURS}input"
 OUTPUTS = ("features", "scores", "output")
 _MODES = {"bilinear": "linear", "bicubic": "cubic", "nearest": "nearest"}
 
@@ -85,13 +86,13 @@ class OnnxModel:
         return OnnxModel(proto)
 
     def with_internals(self) -> OnnxModel:
-        """Return a copy that gives (features, scores, output)."""
+        """Return a copy that gives (features, scores, output, resized pixels)."""
         import onnx
 
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
         del proto.graph.output[:]
-        proto.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, OUTPUTS))
+        proto.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, (*OUTPUTS, PIXELS)))
         return OnnxModel(proto)
 
     @property
@@ -185,7 +186,7 @@ def fused(part: OnnxPart, head: keras.Model, classes: Any) -> OnnxModel:
 
 
 def _resize(steps: Steps, preprocessing: Preprocessing) -> None:
-    """Resize ``image`` to the input of a part, to the pixels of the Keras layer.
+    """Resize ``image`` to the input of a part, to the pixels of the Keras layer or the next.
 
     Pixels next to the edge are averaged over those that exist, as TensorFlow does.
     """
@@ -225,4 +226,4 @@ def _resize(steps: Steps, preprocessing: Preprocessing) -> None:
     bounds = [steps.constant(number) for number in (0.0, 255.0)]
     pixels = steps.add("Clip", steps.add("Round", resized), *bounds)
     pixels = steps.add("Transpose", pixels, perm=[0, 2, 3, 1])
-    steps.cast(pixels, "uint8", output=f"{BACKBONE}{OURS}input")
+    steps.cast(pixels, "uint8", output=PIXELS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from featurestore.extraction.run import extract_command
 from featurestore.listening import OnEvent
 from featurestore.promotion.events import PromotionStageStarted, Proved
 from featurestore.promotion.fuse import Fused, with_internals
+from featurestore.promotion.onnx_model import OnnxModel
 from featurestore.promotion.parity import (
     Parity,
     head_tolerance,
@@ -70,10 +71,13 @@ def prove(
     stored = cached.read(rows, dtype="float32")
     precision = backbone.computing.precision
 
+    # Where a pixel lies between two grey levels, the resize of ONNX may take the other one.
+    resized = (backbone.resize,) if backbone.is_onnx else ()
+
     def judge(predict: Callable[[np.ndarray], Any], some: np.ndarray, what: str) -> np.ndarray:
         with exact():
-            predicted = [predict(data.image(int(row))[None]) for row in rows[some]]
-        features, scores, output = (np.concatenate(batch) for batch in zip(*predicted, strict=True))
+            predicted = [predict(data.image(int(row), *resized)[None]) for row in rows[some]]
+        features, scores, output, *_ = map(np.concatenate, zip(*predicted, strict=True))
         require_same_features(stored[some], features, precision, what)
         _require_same_head(head, fused, features, scores, output, what)
         return scores
@@ -93,9 +97,33 @@ def prove(
             "trained: a layer is in training mode at inference",
             remedy="cut the backbone before that layer",
         )
+    if backbone.is_onnx:
+        scores = _resized_alike(fused.model, backbone, [data.image(int(row)) for row in rows])
     parity = Parity.of(head.decision_function(stored), scores)
     on_event(Proved(parity))
     return parity
+
+
+def _resized_alike(
+    model: OnnxModel, backbone: Backbone, images: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Return the scores of a model for images that it resizes itself.
+
+    Raises ParityError if a pixel is more than one grey level from the one that was extracted.
+    """
+    predict, scores = model.with_internals(), []
+    for image in images:
+        _, score, _, pixels = predict(image[None])
+        apart = int(np.abs(pixels[0].astype(int) - backbone.resize(image)).max())
+        if apart > 1:
+            raise ParityError(
+                f"onnxruntime resizes an image of {image.shape[0]}×{image.shape[1]} to pixels that "
+                f"differ by up to {apart} grey levels from those that were extracted",
+                "at most 1",
+                "use another release of onnxruntime, or images that have the input size",
+            )
+        scores.append(score)
+    return np.concatenate(scores)
 
 
 def _stored(head: Head, backbone: Backbone, data: Dataset) -> StoredRows:
