@@ -9,8 +9,9 @@ Install it where nothing else is, since it wants older libraries, and give the p
 Both read the same small JPEG files. Counted are the images a second beyond the first 160, until all
 features are there: in memory with thingsvision, and committed to a compressed store with
 featurestore. thingsvision computes a Keras network with Keras, and others with PyTorch: VGG16 is
-measured with PyTorch, and MobileNet, which torchvision does not have, with Keras. Its weights are
-random, because it downloads others; the time does not depend on them.
+measured with PyTorch, and MobileNet, which torchvision does not have, with Keras; ViT-S/16 and
+DINOv2-S/14 with registers are timm's there and KerasHub's here. Its weights are random, because it
+downloads others; the time does not depend on them.
 """
 
 from __future__ import annotations
@@ -24,13 +25,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.measure import MOBILENET, VGG16, answer, machine, spread, write_jpegs
+from benchmarks.measure import MOBILENET, VGG16, answer, machine, network, spread, write_jpegs
 
 BATCH, FIRST = 32, 160
 # Our network, its weights and layer; their source, network and layer; images; turns
 CASES = {
     "vgg16": (VGG16, "block4_pool", "torchvision", "vgg16", "features.23", 192, 1),
     "mobilenet": (MOBILENET, "conv_pw_11_relu", "keras", "MobileNet", "conv_pw_11_relu", 480, 2),
+    "vit-s16": (
+        *("random", "vit_encoder/block_12"),
+        *("timm", "vit_small_patch16_224", "blocks.11", 288, 2),
+    ),
+    "dinov2-s14": (
+        *("random", "encoder/block_12"),
+        *("timm", "vit_small_patch14_reg4_dinov2", "blocks.11", 288, 2),
+    ),
 }
 
 
@@ -38,7 +47,7 @@ def ours(name: str, folder: str, precision: str) -> None:
     import featurestore as fs
 
     weights, layer, *_ = CASES[name]
-    backbone = fs.Backbone.open(name, weights=weights, input_size=224, precision=precision)
+    backbone = network(name, weights, 224, precision)
     reached: list[float] = []
 
     def note(event: Any) -> None:
@@ -70,11 +79,18 @@ class Noting:
 
 def theirs(name: str, folder: str) -> None:
     """Run in the environment of thingsvision."""
-    from thingsvision import get_extractor
+    from thingsvision import get_extractor, get_extractor_from_model
     from thingsvision.utils.data import DataLoader, ImageDataset
 
     _, _, source, model, layer, *_ = CASES[name]
-    extractor = get_extractor(model_name=model, source=source, device="cpu", pretrained=False)
+    if source == "timm":
+        import timm
+
+        # By name, it would take images of the size that the network was trained on.
+        vit = timm.create_model(model, pretrained=False, img_size=224)
+        extractor = get_extractor_from_model(model=vit, device="cpu", backend="pt")
+    else:
+        extractor = get_extractor(model_name=model, source=source, device="cpu", pretrained=False)
     with tempfile.TemporaryDirectory() as place:
         images = ImageDataset(
             root=folder,
@@ -93,7 +109,7 @@ def theirs(name: str, folder: str) -> None:
 
 def main(python: str, precision: str = "float32", *names: str) -> None:
     version = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in "
-    version += "('thingsvision', 'torch', 'tensorflow')}))"
+    version += "('thingsvision', 'torch', 'timm', 'tensorflow')}))"
     found = ", ".join(f"{name} {each}" for name, each in answer([python, "-c", version]).items())
     print(
         f"`python -m benchmarks.against_thingsvision PYTHON {precision}` — {machine()}; {found}\n"

@@ -47,6 +47,25 @@ def processor() -> str:
     return next((f"{model}, {each}" for each in widest if each in flags), model)
 
 
+def network(name: str, weights: str | Path, side: int, precision: str = "float32") -> Any:
+    """Open a backbone of ``keras.applications``, or one of KerasHub with random weights."""
+    import featurestore as fs
+
+    if name not in ("vit-s16", "dinov2-s14"):
+        return fs.Backbone.open(name, weights=weights, input_size=side, precision=precision)
+    import keras
+    import keras_hub
+
+    keras.utils.set_random_seed(0)
+    size = {"num_layers": 12, "num_heads": 6, "hidden_dim": 384, "image_shape": (side, side, 3)}
+    if name == "vit-s16":
+        model = keras_hub.models.ViTBackbone(patch_size=(16, 16), mlp_dim=4 * 384, **size)
+    else:
+        size |= {"num_register_tokens": 4, "position_embedding_shape": (side, side)}
+        model = keras_hub.models.DINOV2Backbone(14, intermediate_dim=4 * 384, **size)
+    return fs.Backbone.open(model, name=name, scaling="torch", precision=precision)
+
+
 def answer(command: list[str], cache: str = "") -> Any:
     """Run a command with a folder for the scan index; return the JSON of its last line."""
     environment = {

@@ -23,7 +23,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.measure import MOBILENET, MOBILENETV2, VGG16, answer, machine, spread, write_jpegs
+from benchmarks.measure import (
+    MOBILENET,
+    MOBILENETV2,
+    VGG16,
+    answer,
+    machine,
+    network,
+    spread,
+    write_jpegs,
+)
 
 BATCH = 32
 
@@ -48,6 +57,12 @@ CASES = {
         "random", 224, "conv4_block6_out", ("conv4_block2_out", "conv4_block4_out"), 96
     ),
     "vgg16": Case(VGG16, 224, "block4_pool", ("block2_pool", "block3_pool"), 64, 2),
+    "vit-s16": Case(
+        "random", 224, "vit_encoder/block_12", ("vit_encoder/block_04", "vit_encoder/block_08"), 128
+    ),
+    "dinov2-s14": Case(
+        "random", 224, "encoder/block_12", ("encoder/block_04", "encoder/block_08"), 128
+    ),
 }
 
 
@@ -63,7 +78,7 @@ def child(name: str, folder: str) -> None:
 
     load_tensorflow()
     imported = time.perf_counter()
-    backbone = fs.Backbone.open(name, weights=case.weights, input_size=case.side)
+    backbone = network(name, case.weights, case.side)
     built = time.perf_counter()
     noise = np.random.default_rng(0).integers(0, 256, (BATCH, case.side, case.side, 3), np.uint8)
     # An extraction does not compile again what was compiled before it is timed.
