@@ -40,6 +40,8 @@ CASES = {
         *("random", "encoder/block_12"),
         *("timm", "vit_small_patch14_reg4_dinov2", "blocks.11", 288, 2),
     ),
+    # timm's network, exported.
+    "vit-s16.onnx": ("", "blocks.11", "timm", "vit_small_patch16_224", "blocks.11", 288, 2),
 }
 
 
@@ -47,7 +49,11 @@ def ours(name: str, folder: str, precision: str) -> None:
     import featurestore as fs
 
     weights, layer, *_ = CASES[name]
-    backbone = network(name, weights, 224, precision)
+    if name.endswith(".onnx"):
+        file = Path(folder).with_name(name)
+        backbone = fs.Backbone.open(file, scaling="torch", precision=precision)
+    else:
+        backbone = network(name, weights, 224, precision)
     reached: list[float] = []
 
     def note(event: Any) -> None:
@@ -107,6 +113,24 @@ def theirs(name: str, folder: str) -> None:
     print(json.dumps((len(images) - FIRST) / (time.perf_counter() - batches.reached)))
 
 
+def export(name: str, path: str) -> None:
+    """Run in the environment of thingsvision: write a network of timm as an ONNX file."""
+    import timm
+    import torch
+
+    network = timm.create_model(CASES[name][3], pretrained=False, num_classes=0).eval()
+    batch = {"image": {0: "batch"}}
+    torch.onnx.export(
+        network,
+        torch.zeros(2, 3, 224, 224),
+        path,
+        input_names=["image"],
+        dynamic_axes=batch,
+        opset_version=17,
+    )
+    print("true")
+
+
 def main(python: str, precision: str = "float32", *names: str) -> None:
     version = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in "
     version += "('thingsvision', 'torch', 'timm', 'tensorflow')}))"
@@ -122,6 +146,8 @@ def main(python: str, precision: str = "float32", *names: str) -> None:
         paces: dict[str, list[float]] = {"theirs": [], "ours": []}
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
             write_jpegs(Path(folder, "images"), count)
+            if name.endswith(".onnx"):
+                answer([python, __file__, "export", name, f"{folder}/{name}"])
             for _ in range(turns):
                 for who, own in (("theirs", [python]), ("ours", [sys.executable])):
                     more = [precision] if who == "ours" else []
@@ -136,7 +162,7 @@ def main(python: str, precision: str = "float32", *names: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] in ("ours", "theirs"):
-        {"ours": ours, "theirs": theirs}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] in ("ours", "theirs", "export"):
+        {"ours": ours, "theirs": theirs, "export": export}[sys.argv[1]](*sys.argv[2:])
     else:
         main(*sys.argv[1:])
