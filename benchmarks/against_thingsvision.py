@@ -118,6 +118,8 @@ def export(name: str, path: str) -> None:
     import timm
     import torch
 
+    # The exporter of this release does not know the fused operation.
+    timm.layers.set_fused_attn(False)
     network = timm.create_model(CASES[name][3], pretrained=False, num_classes=0).eval()
     batch = {"image": {0: "batch"}}
     torch.onnx.export(
