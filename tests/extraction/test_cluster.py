@@ -18,6 +18,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import onnx
 import psutil
 import pytest
 import yaml
@@ -38,6 +39,7 @@ from featurestore.extraction import (
 from featurestore.extraction.stored_type import Float16Error
 from featurestore.heads import fit_heads
 from featurestore.store import FeatureStore, blocks
+from tests.backbone.test_onnx import network
 from tests.heads.own_estimators import Where
 from tests.toys import build_network, featurestore, take_photos
 
@@ -268,6 +270,17 @@ def test_workers_that_join_late_give_the_features_of_one_process(
     assert min(worked.values()) >= 1  # Both did a part.
     again = extract(photos, slow, ["conv_2"], tmp_path / "store", cluster=address)
     assert again.reports["conv_2"].rows_reused == len(photos)
+
+
+@pytest.mark.reliability
+def test_workers_compute_an_onnx_file(processes: Processes, photos: Path, tmp_path: Path) -> None:
+    onnx.save(network(), str(tmp_path / "net.onnx"))
+    backbone = Backbone.open(tmp_path / "net.onnx", scaling="unit")
+    where = {"cluster": processes.having(2), "batch_size": 8}
+    there = extract(photos, backbone, ["blocks.0"], tmp_path / "there", **where)
+    here = extract(photos, backbone, ["blocks.0"], tmp_path / "here", batch_size=8)
+    ours, theirs = (extraction["blocks.0"].group.read() for extraction in (there, here))
+    np.testing.assert_allclose(ours, theirs, atol=2e-3 * np.abs(theirs).max())
 
 
 @pytest.mark.reliability
