@@ -153,7 +153,7 @@ def print_problems(dataset: Dataset, kind: str | None = None, *, every: bool = F
     "--model",
     required=True,
     metavar="M",
-    help="A keras.applications network, hub:PRESET of KerasHub, or a model file.",
+    help="A keras.applications network, hub:PRESET of KerasHub, or a .keras, .h5 or .onnx file.",
 )
 @click.option(
     "--layer",

@@ -70,7 +70,7 @@ class BackboneSpec(FeaturesSpec):
     """Frozen models and their layers: one model for each combination of the values."""
 
     model: Several[str]
-    """A keras.applications network, hub:PRESET of KerasHub, or a model file."""
+    """A keras.applications network, hub:PRESET of KerasHub, or a .keras, .h5 or .onnx file."""
     special_tokens: Several[NonNegative] | None = None
     """Class and register tokens at the start of a transformer's sequence; a preset states them."""
     layers: Layers | None = None
